@@ -1,0 +1,53 @@
+"""Deep audio-visual transformers, complete and small enough to read.
+
+- `tokens`: waveforms and film strips become tokens, and back
+- `masks`: who may read whom (`Visibility`), and whether a model keeps to it (`influence`)
+- `attention`: attention between groups, feed-forward
+- `zorro`: the complete Zorro model
+- `data`: clips from files
+- `plots`, `widgets`, `course`: pictures, sliders and exercises for the notebooks
+
+Axes, in every shape: b batch, c channels, t frames, y/x space, f frequency, n tokens, i readers,
+j read, h heads, d features.
+"""
+
+from avlib.attention import Attention, FeedForward, attend
+from avlib.data import EXAMPLE_CLIP, Clip, load_clip, save_clip
+from avlib.masks import Influence, Visibility, influence, zorro_readout, zorro_trunk
+from avlib.tokens import (
+    FactorisedPositions,
+    LogMelSpectrogram,
+    SpecAugment,
+    TokenType,
+    TokenTypes,
+    patchify_audio,
+    patchify_video,
+    unpatchify_audio,
+    unpatchify_video,
+)
+from avlib.zorro import Zorro
+
+__all__ = [
+    "EXAMPLE_CLIP",
+    "Attention",
+    "Clip",
+    "FactorisedPositions",
+    "FeedForward",
+    "Influence",
+    "LogMelSpectrogram",
+    "SpecAugment",
+    "TokenType",
+    "TokenTypes",
+    "Visibility",
+    "Zorro",
+    "attend",
+    "influence",
+    "load_clip",
+    "patchify_audio",
+    "patchify_video",
+    "save_clip",
+    "unpatchify_audio",
+    "unpatchify_video",
+    "zorro_readout",
+    "zorro_trunk",
+]

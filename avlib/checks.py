@@ -1,0 +1,68 @@
+"""What the models demand of a batch of clips, each refusal with its remedy."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_audio(audio: Tensor) -> None:
+    """Refuse what is no waveform (batch, samples) of floating point."""
+    shape = tuple(audio.shape)
+    if audio.ndim != 2:
+        remedy = {1: "use audio[None]", 3: "mix the channels with audio.mean(1)"}.get(
+            audio.ndim, ""
+        )
+        raise ValueError(
+            f"Zorro: audio has shape {shape}, wanted (batch, samples)"
+            + f"; {remedy}" * bool(remedy)
+        )
+    if not audio.is_floating_point():
+        raise ValueError(
+            f"Zorro: audio is {audio.dtype}, wanted a floating-point waveform in [-1, 1]; "
+            "for 16-bit samples use audio / 32768"
+        )
+    if 0 in shape:
+        raise ValueError(f"Zorro: audio has shape {shape}, wanted at least one clip and one sample")
+
+
+def check_video(video: Tensor, channels: int) -> None:
+    """Refuse what is no video (batch, channels, frames, height, width) of floating point."""
+    shape = tuple(video.shape)
+    wanted = f"(batch, {channels}, frames, height, width)"
+    remedy = None
+    if video.ndim == 4:
+        remedy = "use video[None]"
+    elif video.ndim != 5:
+        remedy = "add or drop axes"
+    elif shape[1] != channels:
+        if shape[2] == channels:
+            remedy = "use video.transpose(1, 2)"
+        elif shape[4] == channels:
+            remedy = "use video.permute(0, 4, 1, 2, 3)"
+        else:
+            remedy = f"convert it, or make Zorro(video_channels={shape[1]})"
+    elif 0 in shape:
+        remedy = "no axis may be empty"
+    if remedy:
+        raise ValueError(f"Zorro: video has shape {shape}, wanted {wanted}; {remedy}")
+    if not video.is_floating_point():
+        raise ValueError(
+            f"Zorro: video is {video.dtype}, wanted floating point in [0, 1]; "
+            "for 8-bit frames use video.float() / 255"
+        )
+
+
+def check_lengths(
+    name: str, unit: str, lengths: Tensor | Sequence[int], tensor: Tensor, axis: int
+) -> Tensor:
+    """Lengths as a tensor; refuse what is not one whole number in range for each clip."""
+    lengths = torch.as_tensor(lengths, device=tensor.device)
+    batch, size = tensor.shape[0], tensor.shape[axis]
+    whole = not lengths.is_floating_point() and lengths.dtype != torch.bool
+    if lengths.shape != (batch,) or not whole or (lengths < 0).any() or (lengths > size).any():
+        raise ValueError(
+            f"Zorro: {name} is {lengths.tolist()}, wanted {batch} whole numbers of {unit} from 0 "
+            f"to {size}; give one for each clip in the batch"
+        )
+    return lengths

@@ -1,0 +1,393 @@
+"""Who may read whom: a mask as an object that is drawn, proved and run.
+
+A token belongs to a group (audio, video, fusion …). A `Visibility` says which reader group may
+read which key group. Everything else follows from that small table: the dense mask, the function
+that FlexAttention wants, what can influence what after many layers, and the cost.
+`influence` then checks on a real model that the table holds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which reader groups may read which key groups.
+
+    >>> print(Visibility({"audio": ["audio"], "video": ["video"], "fusion": "all"}))
+            audio   video   fusion
+    audio   reads   ·       ·
+    video   ·       reads   ·
+    fusion  reads   reads   reads
+
+    Args:
+        reads: for each reader group, the key groups that it reads, or "all".
+        keys: names of the key groups; by default the readers' own names.
+
+    Raises:
+        ValueError: a name is unknown, or a reader reads nothing (softmax over no keys has no
+            meaning: it gives uniform weights, NaN or zeros, depending on the code that runs it).
+    """
+
+    reads: Mapping[str, Sequence[str]]
+    keys: tuple[str, ...]
+
+    def __init__(
+        self, reads: Mapping[str, Sequence[str]], keys: Sequence[str] | None = None
+    ) -> None:
+        names = tuple(reads if keys is None else keys)
+        listed = {}
+        for reader, wanted in reads.items():
+            if isinstance(wanted, str) and wanted != "all":
+                wanted = (wanted,)
+            wanted = names if wanted == "all" else tuple(wanted)
+            unknown = [key for key in wanted if key not in names]
+            if unknown:
+                raise ValueError(
+                    f"Visibility: {reader} reads {unknown[0]!r}, which is no key group; "
+                    f"the key groups are {', '.join(names)}"
+                )
+            if not wanted:
+                raise ValueError(
+                    f"Visibility: {reader} reads nothing; let it read at least one of "
+                    f"{', '.join(names) or 'some key groups'}"
+                )
+            listed[reader] = tuple(key for key in names if key in wanted)
+        if not listed:
+            raise ValueError("Visibility: got no readers; give at least one, with what it reads")
+        object.__setattr__(self, "reads", listed)
+        object.__setattr__(self, "keys", names)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Names of the reader groups, in order."""
+        return tuple(self.reads)
+
+    def __str__(self) -> str:
+        width = max(map(len, (*self.readers, *self.keys, "reads"))) + 2
+        lines = [" " * width + "".join(key.ljust(width) for key in self.keys)]
+        for reader, wanted in self.reads.items():
+            cells = ("reads" if key in wanted else "·" for key in self.keys)
+            lines.append(reader.ljust(width) + "".join(cell.ljust(width) for cell in cells))
+        return "\n".join(line.rstrip() for line in lines)
+
+    def table(self) -> Bool[Tensor, "readers keys"]:
+        """The rules as a small boolean tensor."""
+        return torch.tensor(
+            [[key in wanted for key in self.keys] for wanted in self.reads.values()]
+        )
+
+    def only(self, groups: Sequence[str]) -> "Visibility":
+        """The same rules with every group outside `groups` left out, as reader and as key.
+
+        Raises:
+            ValueError: a reader that stays would read nothing.
+        """
+        keys = tuple(key for key in self.keys if key in groups)
+        reads = {
+            reader: tuple(key for key in wanted if key in keys)
+            for reader, wanted in self.reads.items()
+            if reader in groups
+        }
+        return Visibility(reads, keys)
+
+    # The mask at the size of tokens
+
+    def _sizes(
+        self, where: str, readers: Mapping[str, int], keys: Mapping[str, int] | None
+    ) -> tuple[list[int], list[int]]:
+        keys = readers if keys is None else keys
+        for kind, wanted, got in (("readers", self.readers, readers), ("keys", self.keys, keys)):
+            if set(wanted) != set(got):
+                raise ValueError(
+                    f"Visibility.{where}: got {kind} {sorted(got)}, wanted a number of tokens for "
+                    f"each of {list(wanted)}; only(…) leaves groups out"
+                )
+        return [readers[name] for name in self.readers], [keys[name] for name in self.keys]
+
+    def dense(
+        self, readers: Mapping[str, int], keys: Mapping[str, int] | None = None
+    ) -> Bool[Tensor, "i j"]:
+        """The mask for `scaled_dot_product_attention`: `mask[i, j]` is True when i may read j.
+
+        Args:
+            readers: tokens in each reader group; rows come in the order of `self.readers`.
+            keys: tokens in each key group; by default the same as the readers.
+        """
+        rows, columns = self._sizes("dense", readers, keys)
+        mask = self.table().repeat_interleave(torch.tensor(rows), 0)
+        return mask.repeat_interleave(torch.tensor(columns), 1)
+
+    def mask_mod(
+        self,
+        readers: Mapping[str, int],
+        keys: Mapping[str, int] | None = None,
+        device: torch.device | str | None = None,
+    ) -> MaskMod:
+        """The same mask as a function `(b, h, q_idx, kv_idx) → bool` for FlexAttention."""
+        rows, columns = self._sizes("mask_mod", readers, keys)
+        table = self.table().to(device)
+        row_group = torch.arange(len(rows)).repeat_interleave(torch.tensor(rows)).to(device)
+        key_group = torch.arange(len(columns)).repeat_interleave(torch.tensor(columns)).to(device)
+
+        def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return table[row_group[q_idx], key_group[kv_idx]]
+
+        return mask_mod
+
+    # What follows from the rules
+
+    def __matmul__(self, earlier: "Visibility") -> "Visibility":
+        """Read through two steps: `later @ earlier` says what reaches a reader of `later`."""
+        if set(self.keys) != set(earlier.readers):
+            raise ValueError(
+                f"Visibility @ Visibility: the left reads {list(self.keys)}, the right has readers "
+                f"{list(earlier.readers)}; both must name the same groups"
+            )
+        reads = {
+            reader: [key for key in earlier.keys if any(key in earlier.reads[m] for m in middle)]
+            for reader, middle in self.reads.items()
+        }
+        return Visibility(reads, earlier.keys)
+
+    def after(self, layers: int) -> "Visibility":
+        """What can have influenced each group after so many layers, residual stream included.
+
+        The residual stream carries every token past every layer, so a group always holds itself:
+        (I + reads)^layers. After 0 layers a group holds itself alone.
+        """
+        if set(self.readers) != set(self.keys) or layers < 0:
+            raise ValueError(
+                f"Visibility.after: got {layers} layers with readers {list(self.readers)} and keys "
+                f"{list(self.keys)}; stacking needs layers ≥ 0 and keys that are the readers"
+            )
+        held = Visibility({name: (name,) for name in self.readers}, self.keys)
+        layer = Visibility(
+            {name: (*wanted, name) for name, wanted in self.reads.items()}, self.keys
+        )
+        for _ in range(layers):
+            held = layer @ held
+        return held
+
+    def pairs(self, readers: Mapping[str, int], keys: Mapping[str, int] | None = None) -> int:
+        """How many (reader, key) pairs of tokens the mask lets through."""
+        self._sizes("pairs", readers, keys)
+        keys = readers if keys is None else keys
+        return sum(
+            readers[reader] * keys[key] for reader, wanted in self.reads.items() for key in wanted
+        )
+
+    def flops(
+        self, readers: Mapping[str, int], keys: Mapping[str, int] | None = None, *, dim: int
+    ) -> int:
+        """Floating-point operations of one attention forward: 4·dim for each pair.
+
+        Two for each multiply-add of a score q·k, two for each of weight·v. Projections are not
+        counted: no mask changes them.
+
+        Args:
+            readers: tokens in each reader group.
+            keys: tokens in each key group; by default the same as the readers.
+            dim: heads × dim_head.
+        """
+        return 4 * dim * self.pairs(readers, keys)
+
+
+def zorro_trunk(*modalities: str) -> Visibility:
+    """Zorro's rule inside the layers: each modality reads itself, fusion reads all (paper, §3).
+
+    >>> print(zorro_trunk("audio", "video"))
+            audio   video   fusion
+    audio   reads   ·       ·
+    video   ·       reads   ·
+    fusion  reads   reads   reads
+    """
+    return Visibility({**{name: (name,) for name in modalities}, "fusion": "all"})
+
+
+def zorro_readout(*modalities: str) -> Visibility:
+    """Zorro's rule for the readout queries (paper, §3; masked as the published model means to).
+
+    >>> print(zorro_readout("audio", "video"))
+            audio   video   fusion
+    audio   reads   ·       ·
+    video   ·       reads   ·
+    fusion  ·       ·       reads
+    global  reads   reads   reads
+    """
+    groups = (*modalities, "fusion")
+    return Visibility({**{name: (name,) for name in groups}, "global": "all"}, groups)
+
+
+# Checking a promise
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Which input group moves which output group, as measured by `influence`.
+
+    Attributes:
+        outputs, inputs: names of the rows and columns of the three tables.
+        gradient: largest |∂output/∂input|, for a random direction of the output.
+        changed: other finite inputs changed some bit of the output.
+        poisoned: NaN in the input gave NaN in the output.
+        promise: the rules that the model should keep, if any were given.
+    """
+
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    gradient: Float[Tensor, "outputs inputs"]
+    changed: Bool[Tensor, "outputs inputs"]
+    poisoned: Bool[Tensor, "outputs inputs"]
+    promise: Visibility | None = None
+
+    @property
+    def moves(self) -> Bool[Tensor, "outputs inputs"]:
+        """True where an input group moves an output group: by gradient or by change."""
+        return (self.gradient != 0) | self.changed
+
+    @property
+    def leaks(self) -> list[tuple[str, str]]:
+        """(input, output) pairs that move although the promise says that they cannot."""
+        return self._unpromised(self.moves)
+
+    def _unpromised(self, table: Tensor) -> list[tuple[str, str]]:
+        if self.promise is None:
+            return []
+        return [
+            (source, output)
+            for i, output in enumerate(self.outputs)
+            for j, source in enumerate(self.inputs)
+            if table[i, j] and source not in self.promise.reads[output]
+        ]
+
+    def __str__(self) -> str:
+        lines = []
+        for i, output in enumerate(self.outputs):
+            movers = [name for j, name in enumerate(self.inputs) if self.moves[i, j]]
+            still = [name for j, name in enumerate(self.inputs) if not self.moves[i, j]]
+            line = f"{output} output: moved by {' and '.join(movers) or 'nothing'}"
+            if still:
+                line += f"; not by {' or '.join(still)}"
+            lines.append(line + ".")
+        for source, output in self.leaks:
+            size = self.gradient[self.outputs.index(output), self.inputs.index(source)]
+            lines.append(
+                f"LEAK: {source} moves the {output} output (gradient {size:.0e}); "
+                "the promise says that it cannot."
+            )
+        only_nan = [pair for pair in self._unpromised(self.poisoned) if pair not in self.leaks]
+        lines += [
+            f"NaN in {source} reaches the {output} output, though no finite value does."
+            for source, output in only_nan
+        ]
+        if self.promise is not None and not self.leaks and not only_nan:
+            lines.append("The promise holds.")
+        return "\n".join(lines)
+
+
+def influence(
+    fn: Callable[..., Tensor | Mapping[str, Tensor]],
+    inputs: Mapping[str, Tensor],
+    groups: Mapping[str, int | slice | Callable[[Tensor], Tensor]] | None = None,
+    promise: Visibility | None = None,
+) -> Influence:
+    """Measure which input group moves which output group, on anyone's module.
+
+    A gradient can be zero by accident, so each input group is also replaced by other values and
+    by NaN, and the outputs are compared bit for bit. Parameters' `.grad` and the global random
+    generators stay as they were.
+
+    >>> total = lambda audio, video: {"audio": audio, "both": audio + video}
+    >>> print(influence(total, {"audio": torch.ones(2), "video": torch.ones(2)}))
+    audio output: moved by audio; not by video.
+    both output: moved by audio and video.
+
+    Args:
+        fn: called as `fn(**inputs)`; returns a tensor, or a mapping from names to tensors.
+        inputs: floating tensors; each is one input group. To test one sequence that holds several
+            groups, pass the parts and let `fn` join them.
+        groups: names of the output groups and where they are: an index or slice into axis 1 of
+            the output, or a function of the output. Not needed when `fn` returns a mapping.
+        promise: readers are output groups, keys are input groups; names that are not among the
+            inputs (such as fusion) are no input and are passed over.
+
+    Raises:
+        ValueError: an input is not floating or not finite, no groups are named, the promise
+            lacks an output, or `fn` is not deterministic.
+    """
+    for name, tensor in inputs.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(
+                f"influence: input {name!r} is {tensor.dtype} or not finite; give finite "
+                "floating-point tensors (embed tokens first)"
+            )
+
+    def outputs_for(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        devices = list({t.device for t in values.values() if t.device.type == "cuda"})
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            result = fn(**values)
+        if isinstance(result, Mapping):
+            return dict(result)
+        if not groups:
+            raise ValueError(
+                "influence: fn returned one tensor; name its parts, as in groups={'audio': 0}"
+            )
+        return {
+            name: part(result) if callable(part) else result[:, part]
+            for name, part in groups.items()
+        }
+
+    def bits(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return {name: out.clone() for name, out in outputs_for(values).items()}
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
+    with torch.enable_grad():
+        moved = outputs_for(leaves)
+    before = bits(inputs)
+    names, sources = tuple(before), tuple(inputs)
+    if promise is not None and (missing := set(names) - set(promise.readers)):
+        raise ValueError(
+            f"influence: the promise says nothing about {sorted(missing)}; its readers are "
+            f"{list(promise.readers)}"
+        )
+    again = bits(inputs)
+    if not all(same(before[name], again[name]) for name in names):
+        raise ValueError("influence: fn gives two answers for one input; call .eval() first")
+
+    gradient = torch.zeros(len(names), len(sources), dtype=torch.float64)
+    changed = torch.zeros(len(names), len(sources), dtype=torch.bool)
+    poisoned = changed.clone()
+    random = torch.Generator().manual_seed(0)
+    for i, out in enumerate(moved.values()):
+        if not out.requires_grad:
+            continue
+        direction = torch.randn(out.shape, generator=random).to(out)
+        found = torch.autograd.grad(
+            out, list(leaves.values()), direction, retain_graph=True, allow_unused=True
+        )
+        for j, grad in enumerate(found):
+            if grad is not None and grad.numel():
+                gradient[i, j] = grad.abs().max().double().cpu()
+    for j, source in enumerate(sources):
+        tensor = inputs[source]
+        noise = torch.randn(tensor.shape, generator=random).to(tensor)
+        for other in (noise, tensor + 100 * noise, torch.zeros_like(tensor)):
+            after = bits({**inputs, source: other})
+            for i, name in enumerate(names):
+                changed[i, j] |= not same(before[name], after[name])
+        after = bits({**inputs, source: torch.full_like(tensor, torch.nan)})
+        for i, name in enumerate(names):
+            poisoned[i, j] = bool(after[name].isnan().any() and not before[name].isnan().any())
+    return Influence(names, sources, gradient, changed, poisoned, promise)

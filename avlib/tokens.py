@@ -1,0 +1,377 @@
+"""From a waveform and a film strip to tokens, and back.
+
+A patch is a small rectangle of a picture, or a small box of a video. Cutting is a reshape: no
+number is changed and none is dropped, so every `patchify_*` has an exact `unpatchify_*`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+
+import torch
+import torchaudio
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Pair = int | tuple[int, int]
+
+
+class TokenType(IntEnum):
+    """The four kinds of token; the numbers are those of `zorro-pytorch`."""
+
+    AUDIO = 0
+    VIDEO = 1
+    FUSION = 2
+    GLOBAL = 3
+
+
+TokenTypes = TokenType
+
+
+def pair(value: Pair, name: str) -> tuple[int, int]:
+    """Read a patch or picture size: `16` means `(16, 16)`.
+
+    Raises:
+        ValueError: the value is no positive whole number and no pair of two.
+    """
+    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+        raise ValueError(f"{name}: got {value!r}; give a positive whole number or a pair of two")
+    return both
+
+
+def triple(value: tuple[int, int, int], name: str) -> tuple[int, int, int]:
+    """Read the size of a box, (frames, height, width).
+
+    Raises:
+        ValueError: it is not three positive whole numbers.
+    """
+    three = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if len(three) != 3 or not all(isinstance(n, int) and n > 0 for n in three):
+        raise ValueError(
+            f"{name}: got {value!r}; give (frames, height, width), three positive whole numbers"
+        )
+    return three
+
+
+# Cutting
+
+
+def _parts(where: str, axis: str, size: int, patch: int) -> int:
+    """How many whole patches fit along an axis; an error unless they fit exactly."""
+    if size > 0 and size % patch == 0:
+        return size // patch
+    whole = size // patch * patch
+    divisors = [n for n in range(2, size + 1) if size % n == 0]
+    near = sorted(sorted(divisors, key=lambda n: abs(n - patch))[:3])
+    ways = [f"crop to {whole}" if whole else f"pad to {patch}"]
+    if near:
+        ways.append(
+            "use " + ", ".join(map(str, near[:-1])) + " or " * (len(near) > 1) + str(near[-1])
+        )
+    raise ValueError(
+        f"{where}: {axis} {size} is not divisible by patch {patch}; {' or '.join(ways)}"
+    )
+
+
+def patchify_audio(spectrogram: Float[Tensor, "b f t"], patch_size: Pair) -> Float[Tensor, "b n d"]:
+    """Cut a spectrogram into patches, low frequencies first, each row from left to right.
+
+    Args:
+        spectrogram: any real values, (batch, frequency bins, time frames).
+        patch_size: a number, or (bins, frames).
+
+    Returns:
+        (batch, patches, bins·frames); patch number f·T + t lies in row f and column t of the grid.
+
+    Raises:
+        ValueError: the bins or frames are no multiple of the patch.
+    """
+    bins, frames = pair(patch_size, "patchify_audio")
+    if spectrogram.ndim != 3:
+        raise ValueError(
+            f"patchify_audio: got shape {tuple(spectrogram.shape)}, wanted (batch, bins, frames); "
+            "a single spectrogram needs spectrogram[None]"
+        )
+    _parts("patchify_audio", "bins", spectrogram.shape[1], bins)
+    _parts("patchify_audio", "frames", spectrogram.shape[2], frames)
+    return rearrange(spectrogram, "b (f pf) (t pt) -> b (f t) (pf pt)", pf=bins, pt=frames)
+
+
+def unpatchify_audio(
+    patches: Float[Tensor, "b n d"], patch_size: Pair, grid: tuple[int, int]
+) -> Float[Tensor, "b f t"]:
+    """Undo `patchify_audio` exactly.
+
+    Args:
+        patches: (batch, patches, bins·frames).
+        patch_size: a number, or (bins, frames).
+        grid: patches along (frequency, time).
+
+    Raises:
+        ValueError: the patches do not fill the grid.
+    """
+    bins, frames = pair(patch_size, "unpatchify_audio")
+    _check_grid("unpatchify_audio", patches, grid, bins * frames)
+    return rearrange(
+        patches, "b (f t) (pf pt) -> b (f pf) (t pt)", f=grid[0], t=grid[1], pf=bins, pt=frames
+    )
+
+
+def patchify_video(
+    video: Float[Tensor, "b c t y x"], patch_size: tuple[int, int, int]
+) -> Float[Tensor, "b n d"]:
+    """Cut a video into boxes ("tubelets"): first frames first, then rows, then columns.
+
+    Args:
+        video: (batch, channels, frames, height, width).
+        patch_size: (frames, height, width).
+
+    Returns:
+        (batch, patches, channels·frames·height·width).
+
+    Raises:
+        ValueError: frames, height or width are no multiple of the patch.
+    """
+    if video.ndim != 5:
+        raise ValueError(
+            f"patchify_video: got shape {tuple(video.shape)}, wanted (batch, channels, frames, "
+            "height, width); a single video needs video[None]"
+        )
+    frames, height, width = patch_size = triple(patch_size, "patchify_video")
+    for axis, size, patch in zip(
+        ("frames", "height", "width"), video.shape[2:], patch_size, strict=True
+    ):
+        _parts("patchify_video", axis, size, patch)
+    return rearrange(
+        video,
+        "b c (t pt) (y py) (x px) -> b (t y x) (c pt py px)",
+        pt=frames,
+        py=height,
+        px=width,
+    )
+
+
+def unpatchify_video(
+    patches: Float[Tensor, "b n d"],
+    patch_size: tuple[int, int, int],
+    grid: tuple[int, int, int],
+    channels: int = 3,
+) -> Float[Tensor, "b c t y x"]:
+    """Undo `patchify_video` exactly.
+
+    Args:
+        patches: (batch, patches, channels·frames·height·width).
+        patch_size: (frames, height, width).
+        grid: patches along (time, height, width).
+        channels: of the video.
+
+    Raises:
+        ValueError: the patches do not fill the grid.
+    """
+    frames, height, width = triple(patch_size, "unpatchify_video")
+    _check_grid("unpatchify_video", patches, grid, channels * frames * height * width)
+    return rearrange(
+        patches,
+        "b (t y x) (c pt py px) -> b c (t pt) (y py) (x px)",
+        t=grid[0],
+        y=grid[1],
+        x=grid[2],
+        c=channels,
+        pt=frames,
+        py=height,
+        px=width,
+    )
+
+
+def _check_grid(where: str, patches: Tensor, grid: tuple[int, ...], values: int) -> None:
+    wanted = (math.prod(grid), values)
+    if patches.ndim != 3 or tuple(patches.shape[1:]) != wanted:
+        raise ValueError(
+            f"{where}: got patches of shape {tuple(patches.shape)}, wanted (batch, {wanted[0]}, "
+            f"{wanted[1]}) for grid {tuple(grid)}; give the grid and patch size of the cutting"
+        )
+
+
+# Positions
+
+
+class FactorisedPositions(nn.Module):
+    """Learned positions: a table for each axis, and a token's position is the sum of its entries.
+
+    Without them a transformer sees a bag of patches. Tables per axis, not per token, so that eight
+    rows and sixty-four columns need 72 vectors instead of 512.
+
+    Args:
+        dim: features of a token.
+        limits: for each axis, the keyword that sets its limit (named in errors) and the patches
+            it allows.
+    """
+
+    def __init__(self, dim: int, limits: Mapping[str, int]) -> None:
+        super().__init__()
+        self.tables = nn.ParameterDict()
+        for name, limit in limits.items():  # one by one: given a dict it would sort the axes
+            self.tables[name] = nn.Parameter(torch.randn(limit, dim) * 0.02)
+
+    def forward(self, *grid: int) -> Float[Tensor, "n d"]:
+        """Positions for a grid of patches, in the order in which `patchify_*` lists them.
+
+        Raises:
+            ValueError: the grid exceeds a table.
+        """
+        total: Tensor | None = None
+        for (name, table), size in zip(self.tables.items(), grid, strict=True):
+            if size > len(table):
+                raise ValueError(
+                    f"positions: {size} patches along an axis where {name} allows {len(table)}; "
+                    f"give a smaller input or raise {name}"
+                )
+            rows = table[:size]
+            total = rows if total is None else (total[:, None] + rows).flatten(0, 1)
+        assert total is not None
+        return total
+
+
+# Sound
+
+
+class LogMelSpectrogram(nn.Module):
+    """Waveform → log-mel spectrogram, padded with silence to whole patches.
+
+    Column i is centred on sample i·hop_length. The padding is silence, never a reflection, so a
+    clip padded in a batch has the spectrogram that it has alone. Half-precision models keep this
+    part in float32: there is no half-precision Fourier transform on CPU.
+
+    Args:
+        sample_rate: Hz.
+        n_fft: samples in a window; at least two hops, so that no sample falls between windows.
+        hop_length: samples from one column to the next (160 at 16 kHz is 10 ms).
+        num_mels: frequency bins, from 0 to sample_rate / 2 on the mel scale.
+        patch_frames: the number of columns is rounded up to a multiple of this.
+        floor: added to the power before the logarithm; silence becomes log(floor).
+    """
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int = 16_000,
+        n_fft: int = 1024,
+        hop_length: int = 160,
+        num_mels: int = 128,
+        patch_frames: int = 16,
+        floor: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if n_fft < 2 * hop_length:
+            raise ValueError(
+                f"LogMelSpectrogram: n_fft {n_fft} is under two hops of {hop_length}, samples "
+                f"would be skipped; raise n_fft to {2 * hop_length} or more"
+            )
+        self.n_fft, self.hop_length, self.patch_frames = n_fft, hop_length, patch_frames
+        self.num_mels, self.sample_rate, self.floor = num_mels, sample_rate, floor
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            sample_rate, n_fft=n_fft, hop_length=hop_length, n_mels=num_mels, center=False
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogMelSpectrogram":
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
+
+        return super()._apply(keep_precision, recurse)
+
+    def num_frames(self, samples: Tensor) -> Tensor:
+        """Columns that hold sound, for lengths in samples; what follows is padding."""
+        return -(-samples // self.hop_length)
+
+    def forward(self, audio: Float[Tensor, "b samples"]) -> Float[Tensor, "b f t"]:
+        """Log-mel power; (batch, num_mels, columns), columns a multiple of patch_frames."""
+        samples = audio.shape[-1]
+        columns = -(-samples // self.hop_length)
+        columns = -(-columns // self.patch_frames) * self.patch_frames
+        left = self.n_fft // 2
+        right = (columns - 1) * self.hop_length + self.n_fft - left - samples
+        window = self.mel.spectrogram.window
+        with torch.autocast(audio.device.type, enabled=False):
+            padded = nn.functional.pad(audio.to(window.dtype), (left, right))
+            return (self.mel(padded) + self.floor).log()
+
+    def to_waveform(
+        self, spectrogram: Float[Tensor, "b f t"], iterations: int = 32
+    ) -> Float[Tensor, "b samples"]:
+        """A sound with about this spectrogram: phases are guessed by the Griffin–Lim algorithm.
+
+        Phase and detail between the mel bins are lost, so this is for listening only. Uses and
+        advances the global random generator.
+        """
+        power = (spectrogram.exp() - self.floor).clamp(min=0)
+        unmel = torchaudio.transforms.InverseMelScale(
+            self.n_fft // 2 + 1, self.num_mels, self.sample_rate
+        )
+        phases = torchaudio.transforms.GriffinLim(
+            self.n_fft, n_iter=iterations, hop_length=self.hop_length
+        )
+        return phases(unmel(power))
+
+
+class SpecAugment(nn.Module):
+    """Blank random stripes of a spectrogram while training (Park et al. 2019, arXiv:1904.08779).
+
+    Each sample loses `stripes` bands of frequency and as many of time; a width is drawn evenly
+    from 0 to `width` of the axis. With the defaults an eighth of each axis is blank on average,
+    a quarter at most. In eval mode the spectrogram passes unchanged.
+
+    Args:
+        stripes: per axis.
+        width: the widest stripe, as a share of the axis, in (0, 1].
+    """
+
+    def __init__(self, stripes: int = 2, width: float = 0.125) -> None:
+        super().__init__()
+        if stripes < 1 or not 0 < width <= 1:
+            raise ValueError(
+                f"SpecAugment: got {stripes} stripes of width {width}; give at least one stripe "
+                "and a width in (0, 1]"
+            )
+        self.stripes, self.width = stripes, width
+
+    def forward(self, spectrogram: Float[Tensor, "b f t"]) -> Float[Tensor, "b f t"]:
+        """The same spectrogram with stripes set to its own minimum, which is silence."""
+        if not self.training:
+            return spectrogram
+        silence = spectrogram.amin(dim=(1, 2), keepdim=True)
+        keep = torch.ones_like(spectrogram)
+        for axis in (1, 2):
+            widest = int(spectrogram.shape[axis] * self.width)
+            for _ in range(self.stripes):
+                keep = torchaudio.functional.mask_along_axis_iid(keep, widest + 1, 0.0, axis)
+        return torch.where(keep.bool(), spectrogram, silence)
+
+
+class CroppedSpectrogram(nn.Module):
+    """The linear power spectrogram of `zorro-pytorch`, cropped to whole patches as there.
+
+    Only `Zorro.from_zorro_pytorch` uses it. Everything else pads and loses nothing.
+
+    Args:
+        patch_size: (bins, frames).
+        settings: keywords of `torchaudio.transforms.Spectrogram`.
+    """
+
+    def __init__(self, patch_size: tuple[int, int], **settings: object) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.spectrogram = torchaudio.transforms.Spectrogram(**settings)
+
+    def forward(self, audio: Float[Tensor, "b samples"]) -> Float[Tensor, "b f t"]:
+        """Power; (batch, bins, columns), both cropped down to a multiple of the patch."""
+        power = self.spectrogram(audio)
+        bins, columns = (n // p * p for n, p in zip(power.shape[1:], self.patch_size, strict=True))
+        if columns == 0:
+            raise ValueError(
+                f"Zorro: {audio.shape[-1]} samples give {power.shape[2]} spectrogram columns, "
+                f"under one patch of {self.patch_size[1]}; give a longer waveform"
+            )
+        return power[:, :bins, :columns]
