@@ -1,0 +1,121 @@
+"""Weights of the published package, `zorro-pytorch` 0.1.1, brought into `avlib.Zorro`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from avlib.tokens import CroppedSpectrogram, pair
+from avlib.zorro import Zorro
+
+# The published defaults: keywords of torchaudio's Spectrogram, there with a prefix `spec_`.
+SPECTROGRAM: dict[str, Any] = {
+    "n_fft": 128,
+    "power": 2,
+    "win_length": 24,
+    "hop_length": None,
+    "pad": 0,
+    "center": True,
+    "pad_mode": "reflect",
+}
+
+
+def from_zorro_pytorch(source: nn.Module | Mapping[str, Tensor], **settings: Any) -> Zorro:
+    """The same weights and the same function as a `zorro-pytorch` 0.1.1 model.
+
+    That is its function with the pooling mask mended: as published, `pool_mask | types ==
+    GLOBAL` compares before it means to, and audio queries read the video too. Its linear
+    power spectrogram, its cropping and its lack of positions are kept.
+
+    Args:
+        source: the model, or its state dict.
+        settings: for a state dict, the keywords the model was made with, where they were not
+            the defaults (the weights do not tell heads, patch sizes, `spec_*` or
+            `return_token_types`).
+
+    Raises:
+        ValueError: the weights do not fit the settings, or a model comes with settings.
+    """
+    if isinstance(source, nn.Module):
+        if settings:
+            raise ValueError(
+                f"from_zorro_pytorch: got a model and {sorted(settings)}; a model knows its "
+                "own settings, leave them out or pass model.state_dict()"
+            )
+        settings = _published_settings(source)
+        state: Mapping[str, Tensor] = source.state_dict()
+    else:
+        state = source
+    if "layers.0.1.3.weight" not in state or "fusion_tokens" not in state:
+        raise ValueError(
+            f"from_zorro_pytorch: got a state dict with {len(state)} entries and no "
+            "'fusion_tokens' or 'layers.0.1.3.weight'; give that of a zorro-pytorch model"
+        )
+    spec = {name: settings.pop(f"spec_{name}", value) for name, value in SPECTROGRAM.items()}
+    dim = state["fusion_tokens"].shape[1]
+    inner = state["layers.0.1.3.weight"].shape[1]
+    heads = settings.pop("heads", 8)
+    model = Zorro(
+        dim,
+        depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers.")),
+        heads=heads,
+        dim_head=state["attn_pool.to_q.weight"].shape[0] // heads,
+        ff_mult=(inner + 0.5) * 3 / (2 * dim),  # int(dim · mult · 2/3) gives inner back
+        num_fusion_tokens=len(state["fusion_tokens"]),
+        front_end=CroppedSpectrogram(
+            pair(settings.get("audio_patch_size", 16), "audio_patch_size"), **spec
+        ),
+        positions=False,
+        **settings,
+    )
+    # A published norm has no bias either: its beta is a buffer of zeros.
+    renamed = {_renamed(name): t for name, t in state.items() if not name.endswith(".beta")}
+    own = set(model.state_dict())
+    wrong = own ^ set(renamed)
+    wrong |= {n for n in own - wrong if model.state_dict()[n].shape != renamed[n].shape}
+    if wrong:
+        raise ValueError(
+            f"from_zorro_pytorch: {sorted(wrong)[0]!r} does not fit these settings; pass the "
+            "keywords that the published model was made with"
+        )
+    model.load_state_dict(renamed)
+    return model
+
+
+def _published_settings(model: Any) -> dict[str, Any]:
+    try:
+        spec, attention = model.spec, model.attn_pool
+        frames, height, width = model.video_patch_size
+        (values,) = model.video_to_tokens[1].normalized_shape
+        return {
+            "heads": attention.heads,
+            "audio_patch_size": model.audio_patch_size,
+            "video_patch_size": (height, width),
+            "video_temporal_patch_size": frames,
+            "video_channels": values // (frames * height * width),
+            "return_token_types": model.return_token_types,
+            **{f"spec_{name}": getattr(spec, name) for name in SPECTROGRAM},
+        }
+    except AttributeError as missing:
+        raise ValueError(
+            f"from_zorro_pytorch: got {type(model).__name__}, which is no zorro-pytorch model "
+            f"({missing}); pass a zorro_pytorch.Zorro or its state dict"
+        ) from None
+
+
+def _renamed(name: str) -> str:
+    """A published weight's name here."""
+    parts = name.split(".")
+    if parts[0] == "layers":
+        block = {"0": "attention", "1": "feed_forward"}[parts[2]]
+        rest = parts[3:]
+        if block == "feed_forward":
+            rest = [{"0": "norm", "1": "to_inner", "3": "to_out"}[rest[0]], *rest[1:]]
+        parts = ["layers", parts[1], block, *rest]
+    elif parts[0] == "attn_pool":
+        parts[0] = "pool"
+    elif parts[0] == "spec":
+        parts = ["front_end", "spectrogram", *parts[1:]]
+    elif parts[0] in ("audio_to_tokens", "video_to_tokens"):
+        parts[1] = str(int(parts[1]) - 1)  # its first step is the cutting, a layer there
+    return ".".join("weight" if part == "gamma" else part for part in parts)

@@ -1,0 +1,384 @@
+"""Zorro: one transformer, streams that stay pure, and a fusion stream that reads them all.
+
+Recasens et al. 2023, "Zorro: the masked multimodal transformer", arXiv:2301.09595.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from functools import reduce
+from operator import matmul
+from typing import Any
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from avlib.attention import Attention, FeedForward
+from avlib.checks import check_audio, check_lengths, check_video
+from avlib.masks import Visibility, zorro_readout, zorro_trunk
+from avlib.tokens import (
+    FactorisedPositions,
+    LogMelSpectrogram,
+    Pair,
+    TokenType,
+    pair,
+    patchify_audio,
+    patchify_video,
+    triple,
+)
+
+
+class Layer(nn.Module):
+    """One masked layer: attention, then feed-forward, each added to its stream."""
+
+    def __init__(
+        self, dim: int, *, heads: int, dim_head: int, ff_mult: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads=heads, dim_head=dim_head, dropout=dropout)
+        self.feed_forward = FeedForward(dim, mult=ff_mult, dropout=dropout)
+
+    def forward(
+        self,
+        streams: Mapping[str, Float[Tensor, "b _n d"]],
+        visibility: Visibility,
+        key_masks: Mapping[str, Bool[Tensor, "b _n"]] | None = None,
+    ) -> dict[str, Float[Tensor, "b _n d"]]:
+        """The streams after this layer, each the shape it had."""
+        read = self.attention(streams, visibility, key_masks=key_masks)
+        streams = {name: stream + read[name] for name, stream in streams.items()}
+        return {name: stream + self.feed_forward(stream) for name, stream in streams.items()}
+
+
+class Zorro(nn.Module):
+    """The complete model: audio and video in, one vector for each readout query out.
+
+    The keywords down to `return_token_types` are those of `zorro-pytorch`. Audio outputs do not
+    depend on a bit of the video, nor video outputs on the audio: neither values, nor size, nor
+    NaN, nor absence. Only dropout weakens this, since both streams draw from one generator; the
+    gradients stay exactly zero.
+
+    Args:
+        dim: features of a token (768 in the paper).
+        depth: masked layers.
+        heads, dim_head: attention heads and features of each.
+        ff_mult: inner size of the feed-forward, see `FeedForward`.
+        num_fusion_tokens: learned tokens that start the fusion stream.
+        audio_patch_size: of the spectrogram; a number, or (bins, frames).
+        video_patch_size: in pixels; a number, or (height, width).
+        video_temporal_patch_size: frames in a patch (1 in the paper).
+        video_channels: 3 for RGB.
+        return_token_types: the kind of each readout query: a TokenType, its number or its name.
+            Types may repeat.
+        num_classes: with it each readout query has a linear head and the output holds logits.
+        dropout: probability of dropping attention weights and inner features while training.
+        front_end: waveform (batch, samples) → spectrogram (batch, bins, frames) in whole patches;
+            for `audio_lengths` it also needs `num_frames(samples)`. By default a
+            `LogMelSpectrogram` at 16 kHz.
+        spec_augment: applied to the spectrogram, for example `SpecAugment()`; by default nothing.
+        positions: add learned positions to audio and video tokens.
+        max_audio_bins, max_audio_frames, max_video_frames, max_video_size: the largest
+            spectrogram and video that have positions; the size is a number or (height, width).
+        trunk: who reads whom in the layers: one Visibility, or one for each layer.
+        readout: who reads whom in the readout.
+
+    Raises:
+        ValueError: no or unknown return_token_types, or trunks that do not number `depth`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        *,
+        heads: int = 8,
+        dim_head: int = 64,
+        ff_mult: float = 4,
+        num_fusion_tokens: int = 16,
+        audio_patch_size: Pair = 16,
+        video_patch_size: Pair = 16,
+        video_temporal_patch_size: int = 2,
+        video_channels: int = 3,
+        return_token_types: Sequence[Enum | int | str] = (
+            TokenType.AUDIO,
+            TokenType.VIDEO,
+            TokenType.FUSION,
+        ),
+        num_classes: int | None = None,
+        dropout: float = 0.0,
+        front_end: nn.Module | None = None,
+        spec_augment: nn.Module | None = None,
+        positions: bool = True,
+        max_audio_bins: int = 128,
+        max_audio_frames: int = 1024,
+        max_video_frames: int = 32,
+        max_video_size: Pair = 224,
+        trunk: Visibility | Sequence[Visibility] | None = None,
+        readout: Visibility | None = None,
+    ) -> None:
+        super().__init__()
+        self.return_token_types = tuple(_token_type(kind) for kind in return_token_types)
+        if not self.return_token_types:
+            raise ValueError(
+                "Zorro: return_token_types is empty; ask for at least one, as in "
+                "(TokenType.AUDIO, TokenType.GLOBAL)"
+            )
+        trunk = zorro_trunk("audio", "video") if trunk is None else trunk
+        self.trunk = [trunk] * depth if isinstance(trunk, Visibility) else list(trunk)
+        self.readout = zorro_readout("audio", "video") if readout is None else readout
+        if len(self.trunk) != depth:
+            raise ValueError(
+                f"Zorro: got {len(self.trunk)} trunk visibilities for depth {depth}; give one for "
+                "each layer, or a single one for all"
+            )
+
+        self.audio_patch_size = bins, frames = pair(audio_patch_size, "audio_patch_size")
+        height, width = pair(video_patch_size, "video_patch_size")
+        self.video_patch_size = triple(
+            (video_temporal_patch_size, height, width),
+            "video_temporal_patch_size and video_patch_size",
+        )
+        self.video_channels = video_channels
+        self.front_end: Any = front_end or LogMelSpectrogram(patch_frames=frames)
+        self.spec_augment = spec_augment or nn.Identity()
+        self.audio_to_tokens = _to_tokens(bins * frames, dim)
+        self.video_to_tokens = _to_tokens(
+            video_channels * video_temporal_patch_size * height * width, dim
+        )
+        self.audio_positions = self.video_positions = None
+        if positions:
+            max_height, max_width = pair(max_video_size, "max_video_size")
+            self.audio_positions = FactorisedPositions(
+                dim,
+                {
+                    "max_audio_bins": -(-max_audio_bins // bins),
+                    "max_audio_frames": -(-max_audio_frames // frames),
+                },
+            )
+            self.video_positions = FactorisedPositions(
+                dim,
+                {
+                    "max_video_frames": -(-max_video_frames // video_temporal_patch_size),
+                    "max_video_size (height)": -(-max_height // height),
+                    "max_video_size (width)": -(-max_width // width),
+                },
+            )
+        self.fusion_tokens = nn.Parameter(torch.randn(num_fusion_tokens, dim))
+        self.layers = nn.ModuleList(
+            Layer(dim, heads=heads, dim_head=dim_head, ff_mult=ff_mult, dropout=dropout)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, bias=False)
+        self.return_tokens = nn.Parameter(torch.randn(len(self.return_token_types), dim))
+        self.pool = Attention(dim, heads=heads, dim_head=dim_head, dropout=dropout)
+        self.class_heads = None
+        if num_classes is not None:
+            self.class_heads = nn.ModuleList(
+                nn.Linear(dim, num_classes) for _ in self.return_token_types
+            )
+
+    @property
+    def promise(self) -> Visibility:
+        """What may influence what, from the inputs through all layers to the readout."""
+        return reduce(matmul, [self.readout, *(layer.after(1) for layer in reversed(self.trunk))])
+
+    def forward(
+        self,
+        *,
+        audio: Float[Tensor, "b samples"] | None = None,
+        video: Float[Tensor, "b c t y x"] | None = None,
+        audio_lengths: Int[Tensor, " b"] | Sequence[int] | None = None,
+        video_lengths: Int[Tensor, " b"] | Sequence[int] | None = None,
+        return_token_indices: Sequence[int] | None = None,
+    ) -> Float[Tensor, "b returned d"]:
+        """One vector (or, with `num_classes`, one row of logits) for each readout query.
+
+        Args:
+            audio: waveform, about in [-1, 1]. Leave it out where there is none.
+            video: in [0, 1]. Leave it out where there is none.
+            audio_lengths: real samples of each waveform; what follows is padding and may hold
+                anything.
+            video_lengths: real frames of each video, in whole temporal patches.
+            return_token_indices: which readout queries to answer, in the order wanted; all by
+                default. A query whose keys are all padding keeps its learned value.
+
+        Raises:
+            ValueError: wrong shapes, dtypes, lengths or indices; an input beyond the positions;
+                a readout that may read only what was left out.
+        """
+        asked = self._asked(return_token_indices)
+        streams, key_masks = {}, {}
+        for name, tensor, lengths, embed in (
+            ("audio", audio, audio_lengths, self._embed_audio),
+            ("video", video, video_lengths, self._embed_video),
+        ):
+            if tensor is None:
+                if lengths is not None:
+                    raise ValueError(f"Zorro: got {name}_lengths without {name}; give both")
+                continue
+            streams[name], real = embed(tensor, lengths)
+            if real is not None:
+                key_masks[name] = real
+        batch = self._batch(audio, video)
+        streams["fusion"] = repeat(self.fusion_tokens, "n d -> b n d", b=batch)
+        readout = self._readable(asked, streams)
+
+        for layer, trunk in zip(self.layers, self.trunk, strict=True):
+            streams = layer(streams, trunk.only(tuple(streams)), key_masks)
+        streams = {name: self.norm(stream) for name, stream in streams.items()}
+        return self._pool(streams, key_masks, asked, readout)
+
+    # Tokens
+
+    def _embed_audio(
+        self, audio: Tensor, lengths: Tensor | Sequence[int] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        check_audio(audio)
+        if lengths is not None:
+            lengths = check_lengths("audio_lengths", "samples", lengths, audio, axis=1)
+            audio = torch.where(_before(lengths, audio.shape[1]), audio, 0)
+        spectrogram = self.spec_augment(self.front_end(audio))
+        patches = patchify_audio(spectrogram, self.audio_patch_size)
+        bins, frames = self.audio_patch_size
+        grid = spectrogram.shape[1] // bins, spectrogram.shape[2] // frames
+        tokens = self._tokens(self.audio_to_tokens, patches, self.audio_positions, grid)
+        if lengths is None:
+            return tokens, None
+        columns = -(-self.front_end.num_frames(lengths) // frames)
+        real = repeat(_before(columns, grid[1]), "b t -> b (f t)", f=grid[0])
+        return torch.where(real[..., None], tokens, 0), real
+
+    def _embed_video(
+        self, video: Tensor, lengths: Tensor | Sequence[int] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        check_video(video, self.video_channels)
+        frames, height, width = self.video_patch_size
+        if lengths is not None:
+            lengths = check_lengths("video_lengths", "frames", lengths, video, axis=2)
+            if (lengths % frames).any():
+                raise ValueError(
+                    f"Zorro: video_lengths {lengths.tolist()} are not all multiples of the "
+                    f"temporal patch {frames}; repeat a last frame or drop one"
+                )
+        patches = patchify_video(video, self.video_patch_size)
+        grid = video.shape[2] // frames, video.shape[3] // height, video.shape[4] // width
+        real = None
+        if lengths is not None:
+            times = _before(lengths // frames, grid[0])
+            real = repeat(times, "b t -> b (t y x)", y=grid[1], x=grid[2])
+            patches = torch.where(real[..., None], patches, 0)
+        tokens = self._tokens(self.video_to_tokens, patches, self.video_positions, grid)
+        return (tokens, None) if real is None else (torch.where(real[..., None], tokens, 0), real)
+
+    def _tokens(
+        self,
+        to_tokens: nn.Module,
+        patches: Tensor,
+        positions: FactorisedPositions | None,
+        grid: tuple[int, ...],
+    ) -> Tensor:
+        tokens = to_tokens(patches.to(self.fusion_tokens.dtype))
+        return tokens if positions is None else tokens + positions(*grid)
+
+    # Readout
+
+    def _readable(self, asked: tuple[int, ...], streams: Mapping[str, Tensor]) -> Visibility:
+        """What the queries asked for may read of the streams that are there."""
+        reads = {}
+        for index in asked:
+            kind = self._kind(index)
+            reads[kind] = [key for key in self.readout.reads[kind] if key in streams]
+            if not reads[kind]:
+                seeing = [
+                    i
+                    for i in range(len(self.return_token_types))
+                    if set(self.readout.reads[self._kind(i)]) & set(streams)
+                ]
+                raise ValueError(
+                    f"Zorro: readout {index} ({kind}) may read only what was left out, there is "
+                    f"{' and '.join(streams)}; ask for the others with "
+                    f"return_token_indices={tuple(seeing)}"
+                )
+        return Visibility(reads, tuple(streams))
+
+    def _pool(
+        self,
+        streams: Mapping[str, Tensor],
+        key_masks: Mapping[str, Tensor],
+        asked: tuple[int, ...],
+        readout: Visibility,
+    ) -> Tensor:
+        batch = len(streams["fusion"])
+        members = {
+            kind: [index for index in asked if self._kind(index) == kind]
+            for kind in readout.readers
+        }
+        queries = {
+            kind: repeat(self.return_tokens[indices], "n d -> b n d", b=batch)
+            for kind, indices in members.items()
+        }
+        read = self.pool(queries, readout, context=streams, key_masks=key_masks)
+        pooled = {
+            index: queries[kind][:, i] + read[kind][:, i]
+            for kind, indices in members.items()
+            for i, index in enumerate(indices)
+        }
+        if self.class_heads is not None:
+            pooled = {index: self.class_heads[index](vector) for index, vector in pooled.items()}
+        return torch.stack([pooled[index] for index in asked], 1)
+
+    def _kind(self, index: int) -> str:
+        return self.return_token_types[index].name.lower()
+
+    def _asked(self, indices: Sequence[int] | None) -> tuple[int, ...]:
+        count = len(self.return_token_types)
+        if indices is None:
+            return tuple(range(count))
+        asked = tuple(int(index) for index in indices)
+        different = len(set(asked)) == len(asked) > 0
+        if not different or asked != tuple(indices) or not all(0 <= i < count for i in asked):
+            raise ValueError(
+                f"Zorro: return_token_indices is {tuple(indices)}; give one or more different "
+                f"indices from 0 to {count - 1}"
+            )
+        return asked
+
+    def _batch(self, audio: Tensor | None, video: Tensor | None) -> int:
+        sizes = [len(tensor) for tensor in (audio, video) if tensor is not None]
+        if not sizes:
+            raise ValueError("Zorro: got neither audio nor video; give at least one of them")
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"Zorro: audio and video have batches of {sizes}; give both for the same clips"
+            )
+        return sizes[0]
+
+    @classmethod
+    def from_zorro_pytorch(
+        cls, source: nn.Module | Mapping[str, Tensor], **settings: Any
+    ) -> "Zorro":
+        """The weights and function of a `zorro-pytorch` model, see `avlib.published`."""
+        from avlib.published import from_zorro_pytorch
+
+        return from_zorro_pytorch(source, **settings)
+
+
+def _token_type(kind: Enum | int | str) -> TokenType:
+    try:
+        if isinstance(kind, str):
+            return TokenType[kind.upper()]
+        return TokenType(kind.value if isinstance(kind, Enum) else kind)
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"Zorro: return_token_types has {kind!r}; wanted AUDIO, VIDEO, FUSION or GLOBAL"
+        ) from None
+
+
+def _to_tokens(values: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(values), nn.Linear(values, dim), nn.LayerNorm(dim))
+
+
+def _before(lengths: Tensor, size: int) -> Bool[Tensor, "b size"]:
+    """True at the positions before each length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
