@@ -1,0 +1,1 @@
+"""The course: exercise checks, one module a notebook, and `python -m avlib.course`."""

@@ -1,0 +1,180 @@
+"""How an exercise is checked: the learner's function against a slow loop, and likely mistakes.
+
+A wrong attempt is compared with named mistakes too: functions that are wrong in the ways in which
+people really go wrong. The one that gives the learner's answers tells what to say.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong solution, and what to tell whoever wrote it."""
+
+    function: Function
+    says: str
+
+
+@dataclass(frozen=True, repr=False)
+class Exercise:
+    """One exercise: what its function must do, how long it takes, what goes wrong.
+
+    Args:
+        chapter: the module of `avlib.course` that holds it.
+        name: of the function that the learner writes.
+        minutes: for a learner who meets it for the first time.
+        difficulty: 1 (apply), 2 (combine) or 3 (invent).
+        hints: two; the first points the way, the second almost gives it away.
+        cases: arguments to try, one tuple for each call.
+        reference: the right answer by a slow loop, for exercises that have one answer.
+        verify: answer → None or what is wrong, for exercises that have many; called with
+            whatever the learner's function returned, it must not raise.
+        mistakes: wrong solutions by name.
+    """
+
+    chapter: str
+    name: str
+    minutes: int
+    difficulty: int
+    hints: tuple[str, str]
+    cases: Sequence[tuple[Any, ...]] = ((),)
+    reference: Function | None = None
+    verify: Callable[[Any], str | None] | None = None
+    mistakes: Mapping[str, Mistake] = field(default_factory=dict)
+
+    def check(self, function: Function) -> None:
+        """Print whether the function is right: ✓, ✗ with the likely mistake, or not attempted."""
+        print(self.judge(function))
+
+    def hint(self, number: int) -> None:
+        """Print hint 1 or hint 2."""
+        if number not in (1, 2):
+            raise ValueError(f"hint: got {number!r}; there are hint(1) and hint(2)")
+        print(f"Hint {number} of 2: {self.hints[number - 1]}")
+
+    def judge(self, function: Function) -> str:
+        """What `check` prints."""
+        try:
+            answers = [_outcome(function, case) for case in self.cases]
+        except NotImplementedError:
+            return (
+                f"· {self.name}: not attempted yet ({self.minutes} minutes, {self._stars()}). "
+                f"Stuck? {self.chapter}.{self.name}.hint(1)"
+            )
+        for case, answer in zip(self.cases, answers, strict=True):
+            wrong = self._wrong(case, answer)
+            if wrong:
+                return f"✗ {self.name}: {self._likely(answers) or wrong}"
+        return f"✓ {self.name}: right."
+
+    def __repr__(self) -> str:
+        return f"Exercise {self.chapter}.{self.name}: {self.minutes} minutes, {self._stars()}"
+
+    def _stars(self) -> str:
+        return "●" * self.difficulty + "○" * (3 - self.difficulty)
+
+    def _wrong(self, case: tuple[Any, ...], answer: Any) -> str | None:
+        if isinstance(answer, Exception):
+            return f"{self._call(case)} stopped with {type(answer).__name__}: {answer}"
+        if answer is None:
+            return f"{self._call(case)} returned None. Does it end with return?"
+        if self.verify is not None:
+            return self.verify(answer)
+        assert self.reference is not None
+        found = difference(answer, self.reference(*_copies(case)))
+        return found and f"{self._call(case)} {found}"
+
+    def _likely(self, answers: list[Any]) -> str | None:
+        """The words of the mistake that gives just these answers; `verify` has words of its own."""
+        for mistake in self.mistakes.values() if self.reference else ():
+            theirs = [_outcome(mistake.function, case) for case in self.cases]
+            if all(difference(a, b) is None for a, b in zip(answers, theirs, strict=True)):
+                return mistake.says
+        return None
+
+    def _call(self, case: tuple[Any, ...]) -> str:
+        return f"{self.name}({', '.join(map(_shown, case))})"
+
+
+def difference(answer: Any, wanted: Any) -> str | None:
+    """How an answer differs from the wanted one, in words; None where they agree."""
+    if isinstance(wanted, Tensor):
+        if not isinstance(answer, Tensor):
+            return f"returned {type(answer).__name__}, wanted a tensor (torch.tensor makes one)"
+        if answer.shape != wanted.shape:
+            return f"has shape {tuple(answer.shape)}, wanted {tuple(wanted.shape)}"
+        if (answer.dtype == torch.bool) != (wanted.dtype == torch.bool):
+            return f"holds {answer.dtype}, wanted {wanted.dtype}"
+        apart = ~torch.isclose(answer.double(), wanted.double(), atol=1e-5)
+        if apart.any():
+            place = tuple(apart.nonzero()[0].tolist())
+            got, right = answer[place].item(), wanted[place].item()
+            return f"at {list(place)} gives {got:.6g}, wanted {right:.6g}"
+        return None
+    if isinstance(wanted, Exception):
+        same_error = type(answer) is type(wanted) and str(answer) == str(wanted)
+        return None if same_error else f"gives {answer!r}, wanted {wanted!r}"
+    if isinstance(wanted, tuple) and isinstance(answer, list):
+        answer = tuple(answer)
+    try:
+        same = bool(answer == wanted)
+    except Exception:  # a learner's answer may be anything, such as a tensor of several numbers
+        same = False
+    return None if same else f"gives {answer!r}, wanted {wanted!r}"
+
+
+def matching(
+    truth: Mapping[str, int], clues: Mapping[int, str], one: str
+) -> Callable[[Any], str | None]:
+    """A `verify` for puzzles that ask which number belongs to each letter.
+
+    Args:
+        truth: the number of each letter.
+        clues: for each number, how to tell that it is not this letter's.
+        one: what a letter stands for, such as "picture".
+    """
+
+    def verify(answer: Any) -> str | None:
+        if not isinstance(answer, dict) or set(answer) != set(truth):
+            return f"it returned {answer!r}, wanted a dictionary with {', '.join(truth)} as keys."
+        for letter, number in truth.items():
+            if answer[letter] not in clues:
+                return f"{letter} is {answer[letter]!r}, wanted a number from 1 to {len(clues)}."
+            if answer[letter] != number:
+                return f"{one} {letter} is something else: {clues[answer[letter]]}"
+        return None
+
+    return verify
+
+
+def _outcome(function: Function, case: tuple[Any, ...]) -> Any:
+    """What the function returns, or the error that stopped it."""
+    try:
+        return function(*_copies(case))
+    except Exception as error:
+        if isinstance(error, NotImplementedError) and not error.args:
+            raise  # the untouched stub; torch's own NotImplementedErrors carry a message
+        return error
+
+
+def _copies(case: tuple[Any, ...]) -> tuple[Any, ...]:
+    return deepcopy(case)  # whatever the learner does to the question, the next one is asked it
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        few = value.numel() <= 36
+        return (
+            str((value.int() if value.dtype == torch.bool else value).tolist())
+            if few
+            else (f"<tensor {tuple(value.shape)}>")
+        )
+    return repr(value)
