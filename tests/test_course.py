@@ -1,0 +1,133 @@
+"""Every exercise: its solution passes, each named mistake is met with its own words."""
+
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+from avlib.course import patchify, start_here, zorro_mask
+from avlib.course.exercise import Exercise, Mistake, difference
+
+SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
+EXERCISES = [
+    value
+    for chapter in (start_here, patchify, zorro_mask)
+    for value in vars(chapter).values()
+    if isinstance(value, Exercise)
+]
+MISTAKES = [(exercise, name) for exercise in EXERCISES for name in exercise.mistakes]
+
+pytestmark = pytest.mark.usefixtures("no_shape_checks")  # learners hand in anything
+
+
+def solution(exercise):
+    path = SOLUTIONS / f"{exercise.chapter}.py"
+    if not path.exists():
+        pytest.skip("a teacher took the solutions away")
+    spec = importlib.util.spec_from_file_location(f"solutions_{exercise.chapter}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, exercise.name)
+
+
+def name_of(value):
+    return value.name if isinstance(value, Exercise) else value.replace(" ", "_")
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=name_of)
+def test_solution_passes(exercise):
+    assert exercise.judge(solution(exercise)) == f"✓ {exercise.name}: right."
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=name_of)
+def test_stub_is_not_attempted(exercise):
+    def stub(*_):
+        raise NotImplementedError
+
+    assert exercise.judge(stub).startswith(f"· {exercise.name}: not attempted yet")
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=name_of)
+def test_exercise_says_what_it_takes(exercise):
+    assert exercise.minutes > 0
+    assert exercise.difficulty in (1, 2, 3)
+    assert len(exercise.hints) == 2
+    assert exercise.mistakes
+    assert (exercise.reference is None) != (exercise.verify is None)
+
+
+@pytest.mark.parametrize(("exercise", "name"), MISTAKES, ids=name_of)
+def test_named_mistake_gets_its_own_words(exercise, name):
+    mistake = exercise.mistakes[name]
+    said = exercise.judge(mistake.function)
+    assert said.startswith("✗")
+    assert mistake.says in said
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=name_of)
+@pytest.mark.parametrize(
+    "junk", [None, 7, "seven", torch.zeros(2, 2), {"A": 1}, (1, 2, 3)], ids=repr
+)
+def test_junk_is_answered_never_raised(exercise, junk):
+    assert exercise.judge(lambda *_: junk).startswith("✗")
+
+
+def test_an_error_in_the_attempt_is_reported():
+    def broken(height, width, patch):
+        return height // 0
+
+    said = start_here.count_patches.judge(broken)
+    assert said == (
+        "✗ count_patches: count_patches(4, 4, 2) stopped with "
+        "ZeroDivisionError: integer division or modulo by zero"
+    )
+
+
+def test_a_forgotten_return_is_named():
+    assert "Does it end with return?" in start_here.count_patches.judge(lambda *_: None)
+
+
+def test_an_attempt_cannot_change_the_question():
+    def vandal(image, patch):
+        image.zero_()
+        return patchify.cut_image.reference(image, patch)
+
+    assert patchify.cut_image.judge(vandal).startswith("✗")
+    assert patchify.cut_image.judge(patchify.cut_image.reference).startswith("✓")
+
+
+def test_an_unnamed_error_shows_the_first_difference():
+    said = patchify.cut_image.judge(lambda image, patch: patchify._cut_by_loops(image, patch) + 1)
+    assert "at [0, 0] gives 1, wanted 0" in said
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ([1], "returned list, wanted a tensor"),
+        (torch.zeros(3), r"has shape \(3,\), wanted \(2,\)"),
+        (torch.zeros(2, dtype=torch.bool), "holds torch.bool, wanted torch.float32"),
+        (torch.tensor([0.0, torch.nan]), r"at \[1\] gives nan, wanted 1"),
+    ],
+)
+def test_difference_names_what_differs(answer, words):
+    with pytest.raises(AssertionError, match=words):
+        raise AssertionError(difference(answer, torch.tensor([0.0, 1.0])))
+
+
+def test_hints(capsys):
+    start_here.count_patches.hint(2)
+    assert capsys.readouterr().out.startswith("Hint 2 of 2: A row holds")
+    with pytest.raises(ValueError, match=r"got 3; there are hint\(1\) and hint\(2\)"):
+        start_here.count_patches.hint(3)
+
+
+def test_mistakes_do_not_hide_a_right_answer():
+    wrong = {"same as right": Mistake(lambda *a: start_here.count_patches.reference(*a), "no")}
+    fields = {
+        f: getattr(start_here.count_patches, f) for f in inspect.signature(Exercise).parameters
+    }
+    exercise = Exercise(**{**fields, "mistakes": wrong})
+    assert exercise.judge(exercise.reference).startswith("✓")

@@ -1,0 +1,239 @@
+import pytest
+import torch
+import zorro_pytorch
+from torch import nn
+from torch.testing import assert_close
+
+from avlib import LogMelSpectrogram, SpecAugment, TokenType, Visibility, Zorro, zorro_trunk
+
+AUDIO, VIDEO, FUSION, GLOBAL = range(4)
+
+
+def clips(samples=1300, frames=4, batch=2):
+    return {"audio": torch.randn(batch, samples), "video": torch.rand(batch, 3, frames, 8, 8)}
+
+
+# What is returned
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        ("audio", "Video", "FUSION", "global"),
+        (0, 1, 2, 3),
+        tuple(TokenType),
+        tuple(zorro_pytorch.TokenTypes),
+        ["audio", 1, TokenType.FUSION, zorro_pytorch.TokenTypes.GLOBAL],
+    ],
+)
+def test_return_types_may_be_names_numbers_or_either_enum(make_zorro, types):
+    model = make_zorro(return_token_types=types)
+    assert model.return_token_types == tuple(TokenType)
+    assert torch.equal(model(**(inputs := clips())), make_zorro()(**inputs))
+
+
+@pytest.mark.parametrize("types", [["global"], ["video", "audio"], ["fusion"] * 3, [3, 0, 0, 2, 3]])
+def test_one_vector_comes_back_for_each_type_asked_for(make_zorro, types):
+    out = make_zorro(return_token_types=types)(**clips(batch=3))
+    assert out.shape == (3, len(types), 24)
+    assert len(out[0].unique(dim=0)) == len(types)
+
+
+def test_readouts_by_default_are_audio_video_and_fusion():
+    assert Zorro(24, 1).return_token_types == (TokenType.AUDIO, TokenType.VIDEO, TokenType.FUSION)
+
+
+@pytest.mark.parametrize("num_classes", [None, 5])
+@pytest.mark.parametrize("indices", [(0,), (3, 0), (4, 2, 0, 1, 3), [2, 4]])
+def test_indices_pick_from_the_full_output_in_the_order_asked(make_zorro, num_classes, indices):
+    types = ("audio", "video", "fusion", "audio", "global")
+    model, inputs = make_zorro(return_token_types=types, num_classes=num_classes), clips()
+    full = model(**inputs)
+    picked = model(**inputs, return_token_indices=indices)
+    assert_close(picked, full[:, list(indices)])
+    assert full.shape[2] == (num_classes or 24)
+
+
+def test_each_readout_has_its_own_head(make_zorro):
+    plain, model, inputs = make_zorro(), make_zorro(num_classes=5), clips()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    vectors, logits = plain(**inputs), model(**inputs)
+    for index, head in enumerate(model.class_heads):
+        assert_close(logits[:, index], head(vectors[:, index]))
+
+
+@pytest.mark.parametrize("indices", [(), (4,), (-1,), (0, 0), (0, 1, 7)])
+def test_indices_out_of_range_repeated_or_none_are_refused(make_zorro, indices):
+    with pytest.raises(
+        ValueError, match=r"return_token_indices is \(.*different indices .* 0 to 3"
+    ):
+        make_zorro()(**clips(), return_token_indices=indices)
+
+
+# Modalities left out
+
+
+@pytest.mark.parametrize(("modality", "other"), [("audio", "video"), ("video", "audio")])
+def test_fusion_and_global_answer_from_one_modality(make_zorro, modality, other):
+    model, inputs = make_zorro(), clips()
+    index = {"audio": AUDIO, "video": VIDEO}
+    asked = (index[modality], FUSION, GLOBAL)
+    alone = model(**{modality: inputs[modality]}, return_token_indices=asked)
+    assert alone.isfinite().all()
+    assert not torch.equal(alone[:, 1:], model(**inputs)[:, 2:])
+    remedy = (
+        rf"readout {index[other]} \({other}\) .* return_token_indices=\({index[modality]}, 2, 3"
+    )
+    with pytest.raises(ValueError, match=remedy):
+        model(**{modality: inputs[modality]})
+    none = {f"{other}_lengths": [0, 0]}
+    assert_close(model(**inputs, **none, return_token_indices=asked), alone, rtol=1e-5, atol=1e-5)
+
+
+# Padding
+
+
+def test_padded_clips_give_what_each_gives_alone(make_zorro):
+    samples, frames = [1300, 640, 1, 2000], [4, 2, 6, 2]
+    model = make_zorro()
+    audio, video = torch.randn(4, 2000), torch.rand(4, 3, 6, 8, 8)
+    batch = model(audio=audio, video=video, audio_lengths=samples, video_lengths=frames)
+    for clip in range(4):
+        one = model(audio=audio[[clip], : samples[clip]], video=video[[clip], :, : frames[clip]])
+        assert_close(batch[[clip]], one, rtol=1e-5, atol=1e-5)
+
+
+def test_lengths_may_be_a_tensor_and_full_lengths_change_nothing(make_zorro):
+    model, inputs = make_zorro(), clips()
+    full = model(**inputs, audio_lengths=torch.tensor([1300, 1300]), video_lengths=[4, 4])
+    assert_close(full, model(**inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_readout_of_padding_alone_is_its_bare_query(make_zorro):
+    model, inputs = make_zorro(), clips()
+    out = model(**inputs, audio_lengths=[0, 1300], video_lengths=[4, 0])
+    assert torch.equal(out[0, AUDIO], model.return_tokens[AUDIO])
+    assert torch.equal(out[1, VIDEO], model.return_tokens[VIDEO])
+    silent = model(video=inputs["video"], return_token_indices=(VIDEO, FUSION, GLOBAL))
+    assert_close(out[0, 1:], silent[0], rtol=1e-5, atol=1e-5)
+
+
+# Positions and augmentation
+
+
+def test_positions_tell_frames_apart(make_zorro):
+    video = torch.rand(1, 3, 6, 8, 8)
+    turned = video.unflatten(2, (3, 2)).flip(2).flatten(2, 3)  # whole temporal patches
+    ask = {"return_token_indices": (VIDEO, FUSION)}
+    model = make_zorro()
+    with torch.no_grad():
+        for table in model.video_positions.tables.values():
+            table.normal_()
+    assert (model(video=video, **ask) - model(video=turned, **ask)).abs().max() > 1e-2
+    model = make_zorro(positions=False)
+    assert_close(model(video=video, **ask), model(video=turned, **ask), rtol=1e-5, atol=1e-5)
+
+
+def test_positions_are_counted_in_patches_and_allow_the_limit_itself(make_zorro):
+    limits = {"max_audio_bins": 16, "max_audio_frames": 24, "max_video_frames": 4}
+    model = make_zorro(**limits, max_video_size=(8, 12))
+    rows = [len(table) for table in model.audio_positions.tables.values()]
+    boxes = [len(table) for table in model.video_positions.tables.values()]
+    assert (rows, boxes) == ([2, 3], [2, 2, 3])
+    model(audio=torch.randn(1, 24 * 80), video=torch.rand(1, 3, 4, 8, 12))
+
+
+def test_spec_augment_runs_while_training_only(make_zorro):
+    model, audio, ask = make_zorro(spec_augment=SpecAugment()), torch.randn(2, 4000), (AUDIO,)
+    plain = make_zorro()(audio=audio, return_token_indices=ask)
+    assert torch.equal(model(audio=audio, return_token_indices=ask), plain)
+    model.train()
+    assert not torch.equal(model(audio=audio, return_token_indices=ask), plain)
+
+
+def test_a_front_end_may_be_any_module(make_zorro):
+    class Fold(nn.Module):
+        def forward(self, audio):
+            return audio.unflatten(1, (8, -1))
+
+        def num_frames(self, samples):
+            return -(-samples // 8)
+
+    model = make_zorro(front_end=Fold())
+    out = model(audio=torch.randn(1, 128), audio_lengths=[64], return_token_indices=(AUDIO,))
+    assert out.shape == (1, 1, 24)
+
+
+# Rules
+
+
+def test_promise_is_the_readout_through_all_layers(make_zorro):
+    assert make_zorro(3).promise == Visibility(
+        {"audio": "audio", "video": "video", "fusion": "all", "global": "all"},
+        ("audio", "video", "fusion"),
+    )
+
+
+@pytest.mark.parametrize("leaky_layer", [0, 1])
+def test_a_trunk_of_its_own_for_each_layer(make_zorro, leaky_layer):
+    leaky = Visibility({"audio": "all", "video": "video", "fusion": "all"})
+    trunk = [zorro_trunk("audio", "video")] * 2
+    trunk[leaky_layer] = leaky
+    model, inputs = make_zorro(trunk=trunk), clips()
+    assert model.promise.reads["audio"] == ("audio", "video", "fusion")
+    before = model(**inputs)
+    after = model(**{**inputs, "video": torch.rand_like(inputs["video"])})
+    assert not torch.equal(after[:, AUDIO], before[:, AUDIO])
+    swapped = model(**{**inputs, "audio": torch.randn_like(inputs["audio"])})
+    assert torch.equal(swapped[:, VIDEO], before[:, VIDEO])
+
+
+def test_a_readout_of_ones_own(make_zorro):
+    readout = Visibility({"audio": "fusion"}, ("audio", "video", "fusion"))
+    model = make_zorro(readout=readout, return_token_types=["audio"])
+    assert model.promise.reads == {"audio": ("audio", "video", "fusion")}
+    assert model(video=torch.rand(1, 3, 2, 8, 8)).shape == (1, 1, 24)
+
+
+# As a module
+
+
+def test_state_dict_brings_everything_back(make_zorro):
+    model, inputs = make_zorro(num_classes=5), clips()
+    other = make_zorro(num_classes=5)
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    assert not torch.equal(other(**inputs), model(**inputs))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(**inputs), model(**inputs))
+
+
+def test_two_calls_give_the_same_bits(make_zorro):
+    model, inputs = make_zorro(), clips()
+    assert torch.equal(model(**inputs), model(**inputs))
+
+
+def test_gradient_reaches_every_parameter(make_zorro):
+    model = make_zorro(num_classes=5)
+    out = model(audio=torch.randn(2, 1300), video=torch.rand(2, 3, 4, 8, 8))
+    (out * torch.randn_like(out)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_number_of_parameters():
+    d, inner, depth, types, classes = 24, 2 * 8, 3, 4, 5
+    model = Zorro(
+        d, depth, heads=2, dim_head=8, ff_mult=4, num_fusion_tokens=3, audio_patch_size=(8, 4),
+        video_patch_size=4, max_audio_bins=16, max_audio_frames=80, max_video_frames=6,
+        max_video_size=(8, 16), return_token_types=range(types), num_classes=classes,
+        front_end=LogMelSpectrogram(num_mels=16, patch_frames=4, n_fft=1024),
+    )  # fmt: skip
+    attention = d + 4 * d * inner
+    feed_forward = d + 3 * d * int(d * 4 * 2 / 3)
+    embed = sum(2 * values + (values + 1) * d + 2 * d for values in (8 * 4, 3 * 2 * 4 * 4))
+    positions = (2 + 20) * d + (3 + 2 + 4) * d
+    learned = (3 + types) * d
+    expected = depth * (attention + feed_forward) + attention + embed + positions + learned + d
+    expected += types * (d + 1) * classes
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
