@@ -1,0 +1,39 @@
+# make lab     open the course in JupyterLab
+# make test    prove everything
+# make doctor  what to paste when asking for help
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: lab test doctor notebooks
+.DEFAULT_GOAL := lab
+
+lab: .venv/ready
+	@$(BIN)/python -m avlib.course lab
+
+doctor: .venv/ready
+	@$(BIN)/python -m avlib.course doctor
+
+test: .venv/ready-for-tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -q --durations=10
+	$(BIN)/pytest -q --durations=10 -o addopts= -o filterwarnings=default -p no:python --nbval --nbval-current-env \
+		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 180 notebooks
+
+# For authors: run every notebook from top to bottom and store its outputs.
+notebooks: .venv/ready-for-tests
+	$(BIN)/python tests/execute_notebooks.py
+
+.venv/ready: requirements.txt pyproject.toml
+	@echo "First call: installing into .venv (some minutes; what is downloaded is in the README)"
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python needs its venv module; on Debian:" \
+		"apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/ready-for-tests: .venv/ready requirements-test.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-test.txt
+	@touch $@
