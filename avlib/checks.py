@@ -66,3 +66,28 @@ def check_lengths(
             f"to {size}; give one for each clip in the batch"
         )
     return lengths
+
+
+def check_batch(audio: Tensor | None, video: Tensor | None) -> int:
+    """The number of clips; refuse no input at all, or inputs that disagree."""
+    sizes = [len(tensor) for tensor in (audio, video) if tensor is not None]
+    if not sizes:
+        raise ValueError("Zorro: got neither audio nor video; give at least one of them")
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"Zorro: audio and video have batches of {sizes}; give both for the same clips"
+        )
+    return sizes[0]
+
+
+def check_indices(indices: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """Which of `count` readouts are asked for, all by default; refuse repeats and strangers."""
+    if indices is None:
+        return tuple(range(count))
+    asked = tuple(int(index) for index in indices)
+    if not asked or len(set(asked)) < len(asked) or not all(0 <= i < count for i in asked):
+        raise ValueError(
+            f"Zorro: return_token_indices is {asked}; give one or more different indices from "
+            f"0 to {count - 1}"
+        )
+    return asked

@@ -1,4 +1,4 @@
-"""Weights of the published package, `zorro-pytorch` 0.1.1, brought into `avlib.Zorro`."""
+"""Weights of the published package, `zorro-pytorch` 0.1.1, in the words of `avlib.Zorro`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from avlib.tokens import CroppedSpectrogram, pair
-from avlib.zorro import Zorro
 
 # The published defaults: keywords of torchaudio's Spectrogram, there with a prefix `spec_`.
 SPECTROGRAM: dict[str, Any] = {
@@ -20,22 +19,14 @@ SPECTROGRAM: dict[str, Any] = {
 }
 
 
-def from_zorro_pytorch(source: nn.Module | Mapping[str, Tensor], **settings: Any) -> Zorro:
-    """The same weights and the same function as a `zorro-pytorch` 0.1.1 model.
+def translate(
+    source: nn.Module | Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The keywords and the state dict of the `avlib.Zorro` that a published model becomes.
 
-    That is its function with the pooling mask mended: as published, `pool_mask | types ==
-    GLOBAL` compares before it means to, and audio queries read the video too. Its linear
-    power spectrogram, its cropping and its lack of positions are kept.
-
-    Args:
-        source: the model, or its state dict.
-        settings: for a state dict, the keywords the model was made with, where they were not
-            the defaults (the weights do not tell heads, patch sizes, `spec_*` or
-            `return_token_types`).
-
-    Raises:
-        ValueError: the weights do not fit the settings, or a model comes with settings.
+    Arguments and errors are those of `Zorro.from_zorro_pytorch`.
     """
+    settings = dict(settings)
     if isinstance(source, nn.Module):
         if settings:
             raise ValueError(
@@ -43,9 +34,7 @@ def from_zorro_pytorch(source: nn.Module | Mapping[str, Tensor], **settings: Any
                 "own settings, leave them out or pass model.state_dict()"
             )
         settings = _published_settings(source)
-        state: Mapping[str, Tensor] = source.state_dict()
-    else:
-        state = source
+    state = source.state_dict() if isinstance(source, nn.Module) else source
     if "layers.0.1.3.weight" not in state or "fusion_tokens" not in state:
         raise ValueError(
             f"from_zorro_pytorch: got a state dict with {len(state)} entries and no "
@@ -55,31 +44,20 @@ def from_zorro_pytorch(source: nn.Module | Mapping[str, Tensor], **settings: Any
     dim = state["fusion_tokens"].shape[1]
     inner = state["layers.0.1.3.weight"].shape[1]
     heads = settings.pop("heads", 8)
-    model = Zorro(
-        dim,
-        depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers.")),
-        heads=heads,
-        dim_head=state["attn_pool.to_q.weight"].shape[0] // heads,
-        ff_mult=(inner + 0.5) * 3 / (2 * dim),  # int(dim · mult · 2/3) gives inner back
-        num_fusion_tokens=len(state["fusion_tokens"]),
-        front_end=CroppedSpectrogram(
-            pair(settings.get("audio_patch_size", 16), "audio_patch_size"), **spec
-        ),
-        positions=False,
+    patch = pair(settings.get("audio_patch_size", 16), "audio_patch_size")
+    keywords = {
+        "dim": dim,
+        "depth": 1 + max(int(n.split(".")[1]) for n in state if n.startswith("layers.")),
+        "heads": heads,
+        "dim_head": state["attn_pool.to_q.weight"].shape[0] // heads,
+        "ff_mult": (inner + 0.5) * 3 / (2 * dim),  # int(dim · mult · 2/3) gives inner back
+        "num_fusion_tokens": len(state["fusion_tokens"]),
+        "front_end": CroppedSpectrogram(patch, **spec),
+        "positions": False,
         **settings,
-    )
+    }
     # A published norm has no bias either: its beta is a buffer of zeros.
-    renamed = {_renamed(name): t for name, t in state.items() if not name.endswith(".beta")}
-    own = set(model.state_dict())
-    wrong = own ^ set(renamed)
-    wrong |= {n for n in own - wrong if model.state_dict()[n].shape != renamed[n].shape}
-    if wrong:
-        raise ValueError(
-            f"from_zorro_pytorch: {sorted(wrong)[0]!r} does not fit these settings; pass the "
-            "keywords that the published model was made with"
-        )
-    model.load_state_dict(renamed)
-    return model
+    return keywords, {_renamed(n): t for n, t in state.items() if not n.endswith(".beta")}
 
 
 def _published_settings(model: Any) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from avlib.attention import Attention, FeedForward
-from avlib.checks import check_audio, check_lengths, check_video
+from avlib.checks import check_audio, check_batch, check_indices, check_lengths, check_video
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
+from avlib.published import translate
 from avlib.tokens import (
     FactorisedPositions,
     LogMelSpectrogram,
@@ -207,7 +208,7 @@ class Zorro(nn.Module):
             ValueError: wrong shapes, dtypes, lengths or indices; an input beyond the positions;
                 a readout that may read only what was left out.
         """
-        asked = self._asked(return_token_indices)
+        asked = check_indices(return_token_indices, len(self.return_token_types))
         streams, key_masks = {}, {}
         for name, tensor, lengths, embed in (
             ("audio", audio, audio_lengths, self._embed_audio),
@@ -220,7 +221,7 @@ class Zorro(nn.Module):
             streams[name], real = embed(tensor, lengths)
             if real is not None:
                 key_masks[name] = real
-        batch = self._batch(audio, video)
+        batch = check_batch(audio, video)
         streams["fusion"] = repeat(self.fusion_tokens, "n d -> b n d", b=batch)
         readout = self._readable(asked, streams)
 
@@ -331,37 +332,37 @@ class Zorro(nn.Module):
     def _kind(self, index: int) -> str:
         return self.return_token_types[index].name.lower()
 
-    def _asked(self, indices: Sequence[int] | None) -> tuple[int, ...]:
-        count = len(self.return_token_types)
-        if indices is None:
-            return tuple(range(count))
-        asked = tuple(int(index) for index in indices)
-        different = len(set(asked)) == len(asked) > 0
-        if not different or asked != tuple(indices) or not all(0 <= i < count for i in asked):
-            raise ValueError(
-                f"Zorro: return_token_indices is {tuple(indices)}; give one or more different "
-                f"indices from 0 to {count - 1}"
-            )
-        return asked
-
-    def _batch(self, audio: Tensor | None, video: Tensor | None) -> int:
-        sizes = [len(tensor) for tensor in (audio, video) if tensor is not None]
-        if not sizes:
-            raise ValueError("Zorro: got neither audio nor video; give at least one of them")
-        if len(set(sizes)) > 1:
-            raise ValueError(
-                f"Zorro: audio and video have batches of {sizes}; give both for the same clips"
-            )
-        return sizes[0]
-
     @classmethod
     def from_zorro_pytorch(
         cls, source: nn.Module | Mapping[str, Tensor], **settings: Any
     ) -> "Zorro":
-        """The weights and function of a `zorro-pytorch` model, see `avlib.published`."""
-        from avlib.published import from_zorro_pytorch
+        """The same weights and the same function as a `zorro-pytorch` 0.1.1 model.
 
-        return from_zorro_pytorch(source, **settings)
+        That is its function with the pooling mask mended: as published, `pool_mask | types ==
+        GLOBAL` compares before it means to, and audio queries read the video too. Its linear
+        power spectrogram, its cropping and its lack of positions are kept.
+
+        Args:
+            source: the model, or its state dict.
+            settings: for a state dict, the keywords the model was made with, where they were not
+                the defaults (the weights do not tell heads, patch sizes, `spec_*` or
+                `return_token_types`).
+
+        Raises:
+            ValueError: the weights do not fit the settings, or a model comes with settings.
+        """
+        keywords, weights = translate(source, settings)
+        model = cls(**keywords)
+        own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        theirs = {name: tensor.shape for name, tensor in weights.items()}
+        if own != theirs:
+            wrong = min(name for name, _ in own.items() ^ theirs.items())
+            raise ValueError(
+                f"from_zorro_pytorch: {wrong!r} does not fit these settings; pass the keywords "
+                "that the published model was made with"
+            )
+        model.load_state_dict(weights)
+        return model
 
 
 def _token_type(kind: Enum | int | str) -> TokenType:
