@@ -85,9 +85,10 @@ def check_indices(indices: Sequence[int] | None, count: int) -> tuple[int, ...]:
     if indices is None:
         return tuple(range(count))
     asked = tuple(int(index) for index in indices)
-    if not asked or len(set(asked)) < len(asked) or not all(0 <= i < count for i in asked):
+    different = len(set(asked)) == len(asked) > 0
+    if not different or asked != tuple(indices) or not all(0 <= i < count for i in asked):
         raise ValueError(
-            f"Zorro: return_token_indices is {asked}; give one or more different indices from "
-            f"0 to {count - 1}"
+            f"Zorro: return_token_indices is {tuple(indices)}; give one or more different "
+            f"indices from 0 to {count - 1}"
         )
     return asked
