@@ -56,7 +56,25 @@ def attend(
                 f"attend: {kind} has groups {sorted(got)}, the visibility names {sorted(wanted)}; "
                 "leave groups out of both with visibility.only(…)"
             )
+    shapes = {
+        f"{kind} {name}": tuple(tensor.shape)
+        for kind, group in (("query", query), ("key", key), ("value", value))
+        for name, tensor in group.items()
+    }
+    alike = {(shape[:-2], shape[-1]) for shape in shapes.values()}
+    if len(alike) > 1 or any(key[name].shape != value[name].shape for name in key):
+        raise ValueError(
+            f"attend: got shapes {shapes}, wanted (batch, heads, tokens, features) with only the "
+            "tokens differing between groups; split heads the same way everywhere"
+        )
     key_masks = key_masks or {}
+    for name, real in key_masks.items():
+        wanted_shape = (*key[name].shape[:1], key[name].shape[2]) if name in key else None
+        if real.dtype != torch.bool or tuple(real.shape) != wanted_shape:
+            raise ValueError(
+                f"attend: key mask {name!r} is {real.dtype} of shape {tuple(real.shape)}, wanted "
+                f"a boolean (batch, tokens) for one of {list(key)}; True marks a real token"
+            )
     out = {}
     for reader, names in visibility.reads.items():
         mask = None

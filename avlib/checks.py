@@ -1,33 +1,54 @@
 """What the models demand of a batch of clips, each refusal with its remedy."""
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def check_audio(audio: Tensor) -> None:
+def check_positive(where: str, **sizes: float) -> None:
+    """Refuse sizes that are no positive number."""
+    for name, size in sizes.items():
+        if not isinstance(size, Real) or not size > 0:
+            raise ValueError(f"{where}: {name} is {size!r}; give a positive number")
+
+
+def _check_tensor(where: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{where}: {name} is a {type(value).__name__}, wanted a tensor; use torch.as_tensor"
+        )
+
+
+def check_audio(audio: Tensor, where: str = "Zorro") -> None:
     """Refuse what is no waveform (batch, samples) of floating point."""
+    _check_tensor(where, "audio", audio)
     shape = tuple(audio.shape)
     if audio.ndim != 2:
         remedy = {1: "use audio[None]", 3: "mix the channels with audio.mean(1)"}.get(
             audio.ndim, ""
         )
         raise ValueError(
-            f"Zorro: audio has shape {shape}, wanted (batch, samples)"
+            f"{where}: audio has shape {shape}, wanted (batch, samples)"
             + f"; {remedy}" * bool(remedy)
         )
     if not audio.is_floating_point():
         raise ValueError(
-            f"Zorro: audio is {audio.dtype}, wanted a floating-point waveform in [-1, 1]; "
+            f"{where}: audio is {audio.dtype}, wanted a floating-point waveform in [-1, 1]; "
             "for 16-bit samples use audio / 32768"
         )
     if 0 in shape:
-        raise ValueError(f"Zorro: audio has shape {shape}, wanted at least one clip and one sample")
+        raise ValueError(
+            f"{where}: audio has shape {shape}, wanted at least one clip and one sample; leave "
+            "audio out where there is none"
+        )
 
 
 def check_video(video: Tensor, channels: int) -> None:
     """Refuse what is no video (batch, channels, frames, height, width) of floating point."""
+    _check_tensor("Zorro", "video", video)
     shape = tuple(video.shape)
     wanted = f"(batch, {channels}, frames, height, width)"
     remedy = None
@@ -57,9 +78,17 @@ def check_lengths(
     name: str, unit: str, lengths: Tensor | Sequence[int], tensor: Tensor, axis: int
 ) -> Tensor:
     """Lengths as a tensor; refuse what is not one whole number in range for each clip."""
-    lengths = torch.as_tensor(lengths, device=tensor.device)
     batch, size = tensor.shape[0], tensor.shape[axis]
-    whole = not lengths.is_floating_point() and lengths.dtype != torch.bool
+    try:
+        lengths = torch.as_tensor(lengths, device=tensor.device)
+    except (RuntimeError, TypeError, ValueError):
+        raise TypeError(
+            f"Zorro: {name} is {lengths!r}, wanted {batch} whole numbers of {unit}; give one for "
+            "each clip in the batch"
+        ) from None
+    whole = not (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool)
+    if whole:
+        lengths = lengths.long()  # a small integer type would wrap around
     if lengths.shape != (batch,) or not whole or (lengths < 0).any() or (lengths > size).any():
         raise ValueError(
             f"Zorro: {name} is {lengths.tolist()}, wanted {batch} whole numbers of {unit} from 0 "
@@ -84,6 +113,10 @@ def check_indices(indices: Sequence[int] | None, count: int) -> tuple[int, ...]:
     """Which of `count` readouts are asked for, all by default; refuse repeats and strangers."""
     if indices is None:
         return tuple(range(count))
+    if isinstance(indices, int):
+        raise TypeError(
+            f"Zorro: return_token_indices is {indices}, wanted a sequence; use ({indices},)"
+        )
     asked = tuple(int(index) for index in indices)
     different = len(set(asked)) == len(asked) > 0
     if not different or asked != tuple(indices) or not all(0 <= i < count for i in asked):

@@ -344,7 +344,7 @@ def save_clip(path: str | os.PathLike[str], clip: Clip) -> None:
             stream: Any = container.add_stream("libx264", rate=rate, options=settings)
             stream.height, stream.width = video.shape[2:]
             stream.pix_fmt = "yuv420p"
-            stream.codec_context.thread_count = 1  # the same file whatever the machine
+            stream.codec_context.thread_count = 1  # no trace of how many cores there are
             for tag in ("colorspace", "color_primaries", "color_trc", "color_range"):
                 setattr(stream.codec_context, tag, BT709)
             work.append((stream, _video_frames(video, rate)))
@@ -360,7 +360,11 @@ def _video_frames(video: Float[Tensor, "c t y x"], rate: Fraction) -> Iterator[a
     for index, picture in enumerate(video.detach().cpu().unbind(1)):
         rgb = (picture * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
         frame = av.VideoFrame.from_ndarray(rgb).reformat(
-            format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED, interpolation=SCALING
+            format="yuv420p",
+            dst_colorspace=BT709,
+            dst_color_range=LIMITED,
+            interpolation=SCALING,
+            threads=1,
         )
         frame.pts, frame.time_base = index, 1 / rate
         yield frame

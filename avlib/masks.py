@@ -7,16 +7,19 @@ that FlexAttention wants, what can influence what after many layers, and the cos
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Visibility:
     """Which reader groups may read which key groups.
 
@@ -41,7 +44,20 @@ class Visibility:
     def __init__(
         self, reads: Mapping[str, Sequence[str]], keys: Sequence[str] | None = None
     ) -> None:
+        if not isinstance(reads, Mapping):
+            raise TypeError(
+                f"Visibility: got {reads!r}, wanted a mapping from each reader to what it reads; "
+                'for example {"audio": ["audio"], "fusion": "all"}'
+            )
+        if isinstance(keys, str):
+            raise TypeError(f"Visibility: keys is {keys!r}, wanted a list; use [{keys!r}]")
         names = tuple(reads if keys is None else keys)
+        for name in (*reads, *names):
+            if not isinstance(name, str) or name in ("", "all") or names.count(name) > 1:
+                raise ValueError(
+                    f"Visibility: {name!r} cannot name a group; give every group a name of its "
+                    'own, other than "all"'
+                )
         listed = {}
         for reader, wanted in reads.items():
             if isinstance(wanted, str) and wanted != "all":
@@ -61,13 +77,25 @@ class Visibility:
             listed[reader] = tuple(key for key in names if key in wanted)
         if not listed:
             raise ValueError("Visibility: got no readers; give at least one, with what it reads")
-        object.__setattr__(self, "reads", listed)
+        object.__setattr__(self, "reads", MappingProxyType(listed))
         object.__setattr__(self, "keys", names)
 
     @property
     def readers(self) -> tuple[str, ...]:
         """Names of the reader groups, in order."""
         return tuple(self.reads)
+
+    def _content(self) -> tuple[object, ...]:
+        return tuple(self.reads.items()), self.keys  # rows come in order, so order counts
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Visibility) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash(self._content())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Visibility, (dict(self.reads), self.keys)
 
     def __str__(self) -> str:
         width = max(map(len, (*self.readers, *self.keys, "reads"))) + 2
@@ -87,8 +115,14 @@ class Visibility:
         """The same rules with every group outside `groups` left out, as reader and as key.
 
         Raises:
-            ValueError: a reader that stays would read nothing.
+            ValueError: a name is unknown, or a reader that stays would read nothing.
         """
+        unknown = sorted(set(groups) - set(self.keys) - set(self.readers))
+        if isinstance(groups, str) or unknown:
+            raise ValueError(
+                f"Visibility.only: got {groups!r}, wanted a list of names from "
+                f"{sorted({*self.readers, *self.keys})}"
+            )
         keys = tuple(key for key in self.keys if key in groups)
         reads = {
             reader: tuple(key for key in wanted if key in keys)
@@ -104,9 +138,9 @@ class Visibility:
     ) -> tuple[list[int], list[int]]:
         keys = readers if keys is None else keys
         for kind, wanted, got in (("readers", self.readers, readers), ("keys", self.keys, keys)):
-            if set(wanted) != set(got):
+            if set(wanted) != set(got) or min(got.values()) < 0:
                 raise ValueError(
-                    f"Visibility.{where}: got {kind} {sorted(got)}, wanted a number of tokens for "
+                    f"Visibility.{where}: got {kind} {dict(got)}, wanted a number of tokens for "
                     f"each of {list(wanted)}; only(…) leaves groups out"
                 )
         return [readers[name] for name in self.readers], [keys[name] for name in self.keys]
@@ -145,6 +179,8 @@ class Visibility:
 
     def __matmul__(self, earlier: "Visibility") -> "Visibility":
         """Read through two steps: `later @ earlier` says what reaches a reader of `later`."""
+        if not isinstance(earlier, Visibility):
+            return NotImplemented
         if set(self.keys) != set(earlier.readers):
             raise ValueError(
                 f"Visibility @ Visibility: the left reads {list(self.keys)}, the right has readers "
@@ -162,7 +198,7 @@ class Visibility:
         The residual stream carries every token past every layer, so a group always holds itself:
         (I + reads)^layers. After 0 layers a group holds itself alone.
         """
-        if set(self.readers) != set(self.keys) or layers < 0:
+        if set(self.readers) != set(self.keys) or not isinstance(layers, int) or layers < 0:
             raise ValueError(
                 f"Visibility.after: got {layers} layers with readers {list(self.readers)} and keys "
                 f"{list(self.keys)}; stacking needs layers ≥ 0 and keys that are the readers"
@@ -171,7 +207,7 @@ class Visibility:
         layer = Visibility(
             {name: (*wanted, name) for name, wanted in self.reads.items()}, self.keys
         )
-        for _ in range(layers):
+        for _ in range(min(layers, len(self.keys))):  # then nothing new can arrive
             held = layer @ held
         return held
 
@@ -208,6 +244,7 @@ def zorro_trunk(*modalities: str) -> Visibility:
     video   ·       reads   ·
     fusion  reads   reads   reads
     """
+    _check_modalities("zorro_trunk", modalities)
     return Visibility({**{name: (name,) for name in modalities}, "fusion": "all"})
 
 
@@ -221,8 +258,16 @@ def zorro_readout(*modalities: str) -> Visibility:
     fusion  ·       ·       reads
     global  reads   reads   reads
     """
+    _check_modalities("zorro_readout", modalities)
     groups = (*modalities, "fusion")
     return Visibility({**{name: (name,) for name in groups}, "global": "all"}, groups)
+
+
+def _check_modalities(where: str, modalities: tuple[str, ...]) -> None:
+    if len({*modalities, "fusion", "global"}) != len(modalities) + 2:
+        raise ValueError(
+            f"{where}: got {modalities}; give different names, other than fusion and global"
+        )
 
 
 # Checking a promise
@@ -236,7 +281,7 @@ class Influence:
         outputs, inputs: names of the rows and columns of the three tables.
         gradient: largest |∂output/∂input|, for a random direction of the output.
         changed: other finite inputs changed some bit of the output.
-        poisoned: NaN in the input gave NaN in the output.
+        poisoned: NaN or inf in the input changed some bit of the output.
         promise: the rules that the model should keep, if any were given.
     """
 
@@ -284,7 +329,7 @@ class Influence:
             )
         only_nan = [pair for pair in self._unpromised(self.poisoned) if pair not in self.leaks]
         lines += [
-            f"NaN in {source} reaches the {output} output, though no finite value does."
+            f"NaN or inf in {source} reaches the {output} output, though no finite value does."
             for source, output in only_nan
         ]
         if self.promise is not None and not self.leaks and not only_nan:
@@ -300,9 +345,11 @@ def influence(
 ) -> Influence:
     """Measure which input group moves which output group, on anyone's module.
 
-    A gradient can be zero by accident, so each input group is also replaced by other values and
-    by NaN, and the outputs are compared bit for bit. Parameters' `.grad` and the global random
-    generators stay as they were.
+    A gradient can be zero by accident, so each input group is also replaced by other values, by
+    NaN and by inf, and the outputs are compared bit for bit; all this around the given inputs and
+    around random ones. It is a test, not a proof: what moves only in some far corner is missed.
+    A Module is copied for each call, so its buffers stay as they were, and so do its parameters'
+    `.grad`, the inputs and the global random generators. (The state of a closure cannot be kept.)
 
     >>> total = lambda audio, video: {"audio": audio, "both": audio + video}
     >>> print(influence(total, {"audio": torch.ones(2), "video": torch.ones(2)}))
@@ -315,79 +362,132 @@ def influence(
             groups, pass the parts and let `fn` join them.
         groups: names of the output groups and where they are: an index or slice into axis 1 of
             the output, or a function of the output. Not needed when `fn` returns a mapping.
-        promise: readers are output groups, keys are input groups; names that are not among the
-            inputs (such as fusion) are no input and are passed over.
+        promise: readers are output groups, keys are input groups. It may name more (such as
+            fusion, which is no input).
 
     Raises:
-        ValueError: an input is not floating or not finite, no groups are named, the promise
-            lacks an output, or `fn` is not deterministic.
+        TypeError: `fn` returns something else.
+        ValueError: an input or output is empty, not floating or not finite, groups are not named
+            or named twice, the promise lacks an output or input, or `fn` gives two answers for
+            one input.
     """
     for name, tensor in inputs.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
             raise ValueError(
-                f"influence: input {name!r} is {tensor.dtype} or not finite; give finite "
-                "floating-point tensors (embed tokens first)"
+                f"influence: input {name!r} is {kind}, wanted a floating-point tensor; embed "
+                "tokens first"
             )
 
-    def outputs_for(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         devices = list({t.device for t in values.values() if t.device.type == "cuda"})
+        module = deepcopy(fn) if isinstance(fn, nn.Module) else fn
         with torch.random.fork_rng(devices):
             torch.manual_seed(0)
-            result = fn(**values)
-        if isinstance(result, Mapping):
-            return dict(result)
-        if not groups:
-            raise ValueError(
-                "influence: fn returned one tensor; name its parts, as in groups={'audio': 0}"
-            )
-        return {
-            name: part(result) if callable(part) else result[:, part]
-            for name, part in groups.items()
-        }
+            return _named(module(**{name: t.clone() for name, t in values.items()}), groups)
 
-    def bits(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return {name: out.clone() for name, out in outputs_for(values).items()}
-
-    def same(a: Tensor, b: Tensor) -> bool:
-        return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    with torch.enable_grad():
-        moved = outputs_for(leaves)
-    before = bits(inputs)
+    with torch.no_grad():
+        before = run(inputs)
+        again = run(inputs)
     names, sources = tuple(before), tuple(inputs)
-    if promise is not None and (missing := set(names) - set(promise.readers)):
-        raise ValueError(
-            f"influence: the promise says nothing about {sorted(missing)}; its readers are "
-            f"{list(promise.readers)}"
-        )
-    again = bits(inputs)
-    if not all(same(before[name], again[name]) for name in names):
-        raise ValueError("influence: fn gives two answers for one input; call .eval() first")
+    _check_run(inputs, before, again, promise)
 
     gradient = torch.zeros(len(names), len(sources), dtype=torch.float64)
     changed = torch.zeros(len(names), len(sources), dtype=torch.bool)
     poisoned = changed.clone()
     random = torch.Generator().manual_seed(0)
-    for i, out in enumerate(moved.values()):
-        if not out.requires_grad:
-            continue
-        direction = torch.randn(out.shape, generator=random).to(out)
-        found = torch.autograd.grad(
-            out, list(leaves.values()), direction, retain_graph=True, allow_unused=True
-        )
-        for j, grad in enumerate(found):
-            if grad is not None and grad.numel():
-                gradient[i, j] = grad.abs().max().double().cpu()
-    for j, source in enumerate(sources):
-        tensor = inputs[source]
-        noise = torch.randn(tensor.shape, generator=random).to(tensor)
-        for other in (noise, tensor + 100 * noise, torch.zeros_like(tensor)):
-            after = bits({**inputs, source: other})
-            for i, name in enumerate(names):
-                changed[i, j] |= not same(before[name], after[name])
-        after = bits({**inputs, source: torch.full_like(tensor, torch.nan)})
-        for i, name in enumerate(names):
-            poisoned[i, j] = bool(after[name].isnan().any() and not before[name].isnan().any())
+
+    def noise(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=random).to(tensor)
+
+    for base in (dict(inputs), {name: noise(tensor) for name, tensor in inputs.items()}):
+        leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in base.items()}
+        with torch.enable_grad():
+            outputs = run(leaves)
+        for i, out in enumerate(outputs.values()):
+            if out.requires_grad:
+                found = torch.autograd.grad(
+                    out, list(leaves.values()), noise(out), retain_graph=True, allow_unused=True
+                )
+                for j, grad in enumerate(found):
+                    if grad is not None:
+                        size = grad.abs().max().double().cpu()
+                        gradient[i, j] = torch.maximum(gradient[i, j], size)
+        with torch.no_grad():
+            before = run(base)
+            for j, source in enumerate(sources):
+                tensor = base[source]
+                finite = noise(tensor), tensor + 100 * noise(tensor), torch.zeros_like(tensor)
+                broken = (torch.full_like(tensor, value) for value in (torch.nan, torch.inf))
+                for table, others in ((changed, finite), (poisoned, broken)):
+                    for other in others:
+                        after = run({**base, source: other})
+                        for i, name in enumerate(names):
+                            table[i, j] |= not _same(before[name], after.get(name))
     return Influence(names, sources, gradient, changed, poisoned, promise)
+
+
+def _named(
+    result: Any, groups: Mapping[str, int | slice | Callable[[Tensor], Tensor]] | None
+) -> dict[str, Tensor]:
+    """The output groups by name."""
+    if isinstance(result, Mapping):
+        if groups:
+            raise ValueError(
+                f"influence: fn returned the groups {list(result)} and groups names "
+                f"{list(groups)}; leave groups out, or return one tensor"
+            )
+        named = dict(result)
+    elif not groups:
+        raise ValueError(
+            "influence: fn returned one output; name its parts, as in groups={'audio': 0}"
+        )
+    else:
+        named = {
+            n: part(result) if callable(part) else result[:, part] for n, part in groups.items()
+        }
+    for name, part in named.items():
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"influence: output {name!r} is a {type(part).__name__}, wanted a tensor; wrap fn"
+            )
+    return named
+
+
+def _check_run(
+    inputs: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    again: Mapping[str, Tensor],
+    promise: Visibility | None,
+) -> None:
+    """Refuse what would make the tables say nothing."""
+    for kind, group in (("input", inputs), ("output", before)):
+        if not group:
+            raise ValueError(f"influence: got no {kind}s; give at least one")
+        for name, tensor in group.items():
+            if tensor.numel() == 0 or not tensor.isfinite().all():
+                what = "not finite" if tensor.numel() else f"empty, of shape {tuple(tensor.shape)}"
+                raise ValueError(
+                    f"influence: {kind} {name!r} is {what}; start from finite, non-empty tensors"
+                )
+    if not all(_same(before[name], again.get(name)) for name in before):
+        raise ValueError("influence: fn gives two answers for one input; call .eval() first")
+    if promise is not None:
+        for kind, names, known in (
+            ("outputs", before, promise.readers),
+            ("inputs", inputs, promise.keys),
+        ):
+            missing = [name for name in names if name not in known]
+            if missing:
+                raise ValueError(
+                    f"influence: the promise says nothing about the {kind} {missing}; "
+                    f"it names {list(known)}"
+                )
+
+
+def _same(a: Tensor, b: Tensor | None) -> bool:
+    """Whether two tensors hold the same bits."""
+    if b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    first, second = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(first, second)

@@ -18,6 +18,9 @@ SPECTROGRAM: dict[str, Any] = {
     "pad_mode": "reflect",
 }
 
+# The published package takes these and does nothing with them.
+UNUSED = ("spec_aug_stretch_factor", "spec_aug_freq_mask", "spec_aug_time_mask")
+
 
 def translate(
     source: nn.Module | Mapping[str, Tensor], settings: Mapping[str, Any]
@@ -40,6 +43,8 @@ def translate(
             f"from_zorro_pytorch: got a state dict with {len(state)} entries and no "
             "'fusion_tokens' or 'layers.0.1.3.weight'; give that of a zorro-pytorch model"
         )
+    for name in UNUSED:
+        settings.pop(name, None)
     spec = {name: settings.pop(f"spec_{name}", value) for name, value in SPECTROGRAM.items()}
     dim = state["fusion_tokens"].shape[1]
     inner = state["layers.0.1.3.weight"].shape[1]

@@ -5,14 +5,18 @@ number is changed and none is dropped, so every `patchify_*` has an exact `unpat
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from numbers import Integral
+from typing import Any
 
 import torch
 import torchaudio
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from avlib.checks import check_audio, check_positive
 
 Pair = int | tuple[int, int]
 
@@ -35,8 +39,8 @@ def pair(value: Pair, name: str) -> tuple[int, int]:
     Raises:
         ValueError: the value is no positive whole number and no pair of two.
     """
-    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+    both = _whole(value if isinstance(value, tuple | list) else (value, value))
+    if len(both) != 2:
         raise ValueError(f"{name}: got {value!r}; give a positive whole number or a pair of two")
     return both
 
@@ -47,12 +51,18 @@ def triple(value: tuple[int, int, int], name: str) -> tuple[int, int, int]:
     Raises:
         ValueError: it is not three positive whole numbers.
     """
-    three = tuple(value) if isinstance(value, tuple | list) else (value,)
-    if len(three) != 3 or not all(isinstance(n, int) and n > 0 for n in three):
+    three = _whole(value if isinstance(value, tuple | list) else (value,))
+    if len(three) != 3:
         raise ValueError(
             f"{name}: got {value!r}; give (frames, height, width), three positive whole numbers"
         )
     return three
+
+
+def _whole(values: Sequence[Any]) -> tuple[int, ...]:
+    """The values as positive whole numbers, NumPy's too; nothing if one is something else."""
+    good = all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in values)
+    return tuple(int(n) for n in values) if good else ()
 
 
 # Cutting
@@ -186,6 +196,9 @@ def unpatchify_video(
 
 
 def _check_grid(where: str, patches: Tensor, grid: tuple[int, ...], values: int) -> None:
+    axes = 3 if where == "unpatchify_video" else 2
+    if len(_whole(grid if isinstance(grid, tuple | list) else ())) != axes:
+        raise ValueError(f"{where}: grid is {grid!r}; give {axes} positive whole numbers")
     wanted = (math.prod(grid), values)
     if patches.ndim != 3 or tuple(patches.shape[1:]) != wanted:
         raise ValueError(
@@ -211,6 +224,9 @@ class FactorisedPositions(nn.Module):
 
     def __init__(self, dim: int, limits: Mapping[str, int]) -> None:
         super().__init__()
+        if not limits:
+            raise ValueError("FactorisedPositions: limits is empty; name at least one axis")
+        check_positive("FactorisedPositions", dim=dim, **limits)
         self.tables = nn.ParameterDict()
         for name, limit in limits.items():  # one by one: given a dict it would sort the axes
             self.tables[name] = nn.Parameter(torch.randn(limit, dim) * 0.02)
@@ -221,6 +237,11 @@ class FactorisedPositions(nn.Module):
         Raises:
             ValueError: the grid exceeds a table.
         """
+        if len(grid) != len(self.tables) or len(_whole(grid)) != len(grid):
+            raise ValueError(
+                f"positions: grid is {grid}; give a positive number of patches for each of "
+                f"{list(self.tables)}"
+            )
         total: Tensor | None = None
         for (name, table), size in zip(self.tables.items(), grid, strict=True):
             if size > len(table):
@@ -264,6 +285,14 @@ class LogMelSpectrogram(nn.Module):
         floor: float = 1e-5,
     ) -> None:
         super().__init__()
+        check_positive(
+            "LogMelSpectrogram",
+            sample_rate=sample_rate,
+            hop_length=hop_length,
+            num_mels=num_mels,
+            patch_frames=patch_frames,
+            floor=floor,
+        )
         if n_fft < 2 * hop_length:
             raise ValueError(
                 f"LogMelSpectrogram: n_fft {n_fft} is under two hops of {hop_length}, samples "
@@ -288,6 +317,7 @@ class LogMelSpectrogram(nn.Module):
 
     def forward(self, audio: Float[Tensor, "b samples"]) -> Float[Tensor, "b f t"]:
         """Log-mel power; (batch, num_mels, columns), columns a multiple of patch_frames."""
+        check_audio(audio, "LogMelSpectrogram")
         samples = audio.shape[-1]
         columns = -(-samples // self.hop_length)
         columns = -(-columns // self.patch_frames) * self.patch_frames

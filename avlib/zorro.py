@@ -11,11 +11,18 @@ from typing import Any
 
 import torch
 from einops import repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from avlib.attention import Attention, FeedForward
-from avlib.checks import check_audio, check_batch, check_indices, check_lengths, check_video
+from avlib.checks import (
+    check_audio,
+    check_batch,
+    check_indices,
+    check_lengths,
+    check_positive,
+    check_video,
+)
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
 from avlib.published import translate
 from avlib.tokens import (
@@ -119,6 +126,17 @@ class Zorro(nn.Module):
         readout: Visibility | None = None,
     ) -> None:
         super().__init__()
+        check_positive(
+            "Zorro",
+            dim=dim,
+            heads=heads,
+            dim_head=dim_head,
+            ff_mult=ff_mult,
+            num_fusion_tokens=num_fusion_tokens,
+            num_classes=1 if num_classes is None else num_classes,
+        )
+        if isinstance(return_token_types, str):
+            return_token_types = (return_token_types,)
         self.return_token_types = tuple(_token_type(kind) for kind in return_token_types)
         if not self.return_token_types:
             raise ValueError(
@@ -133,6 +151,17 @@ class Zorro(nn.Module):
                 f"Zorro: got {len(self.trunk)} trunk visibilities for depth {depth}; give one for "
                 "each layer, or a single one for all"
             )
+        kinds = [kind.name.lower() for kind in self.return_token_types]
+        streams = {"audio", "video", "fusion"}
+        for name, rules, readers in (
+            *(("trunk", layer, streams) for layer in self.trunk),
+            ("readout", self.readout, set(kinds)),
+        ):
+            if set(rules.keys) != streams or not readers <= set(rules.readers):
+                raise ValueError(
+                    f"Zorro: {name} has readers {list(rules.readers)} and keys {list(rules.keys)}, "
+                    f"wanted readers {sorted(readers)} and keys {sorted(streams)}"
+                )
 
         self.audio_patch_size = bins, frames = pair(audio_patch_size, "audio_patch_size")
         height, width = pair(video_patch_size, "video_patch_size")
@@ -141,8 +170,10 @@ class Zorro(nn.Module):
             "video_temporal_patch_size and video_patch_size",
         )
         self.video_channels = video_channels
-        self.front_end: Any = front_end or LogMelSpectrogram(patch_frames=frames)
-        self.spec_augment = spec_augment or nn.Identity()
+        self.front_end: Any = front_end
+        if front_end is None:
+            self.front_end = LogMelSpectrogram(patch_frames=frames)
+        self.spec_augment = nn.Identity() if spec_augment is None else spec_augment
         self.audio_to_tokens = _to_tokens(bins * frames, dim)
         self.video_to_tokens = _to_tokens(
             video_channels * video_temporal_patch_size * height * width, dim
@@ -189,8 +220,8 @@ class Zorro(nn.Module):
         *,
         audio: Float[Tensor, "b samples"] | None = None,
         video: Float[Tensor, "b c t y x"] | None = None,
-        audio_lengths: Int[Tensor, " b"] | Sequence[int] | None = None,
-        video_lengths: Int[Tensor, " b"] | Sequence[int] | None = None,
+        audio_lengths: Integer[Tensor, " b"] | Sequence[int] | None = None,
+        video_lengths: Integer[Tensor, " b"] | Sequence[int] | None = None,
         return_token_indices: Sequence[int] | None = None,
     ) -> Float[Tensor, "b returned d"]:
         """One vector (or, with `num_classes`, one row of logits) for each readout query.
@@ -246,6 +277,11 @@ class Zorro(nn.Module):
         tokens = self._tokens(self.audio_to_tokens, patches, self.audio_positions, grid)
         if lengths is None:
             return tokens, None
+        if not hasattr(self.front_end, "num_frames"):
+            raise ValueError(
+                f"Zorro: got audio_lengths, and the front end {type(self.front_end).__name__} has "
+                "no num_frames(samples) to say where padding begins; add it, or pass clips alone"
+            )
         columns = -(-self.front_end.num_frames(lengths) // frames)
         real = repeat(_before(columns, grid[1]), "b t -> b (f t)", f=grid[0])
         return torch.where(real[..., None], tokens, 0), real
@@ -291,15 +327,17 @@ class Zorro(nn.Module):
             kind = self._kind(index)
             reads[kind] = [key for key in self.readout.reads[kind] if key in streams]
             if not reads[kind]:
-                seeing = [
+                seeing = tuple(
                     i
                     for i in range(len(self.return_token_types))
                     if set(self.readout.reads[self._kind(i)]) & set(streams)
-                ]
+                )
+                others = f", or ask for the others with return_token_indices={seeing}"
                 raise ValueError(
                     f"Zorro: readout {index} ({kind}) may read only what was left out, there is "
-                    f"{' and '.join(streams)}; ask for the others with "
-                    f"return_token_indices={tuple(seeing)}"
+                    f"{' and '.join(streams)}; give {' or '.join(self.readout.reads[kind])}"
+                    + others
+                    * bool(seeing)
                 )
         return Visibility(reads, tuple(streams))
 
@@ -367,9 +405,8 @@ class Zorro(nn.Module):
 
 def _token_type(kind: Enum | int | str) -> TokenType:
     try:
-        if isinstance(kind, str):
-            return TokenType[kind.upper()]
-        return TokenType(kind.value if isinstance(kind, Enum) else kind)
+        name = kind.name if isinstance(kind, Enum) else kind
+        return TokenType[name.upper()] if isinstance(name, str) else TokenType(name)
     except (KeyError, ValueError):
         raise ValueError(
             f"Zorro: return_token_types has {kind!r}; wanted AUDIO, VIDEO, FUSION or GLOBAL"

@@ -19,9 +19,14 @@ def execute(notebook: nbformat.NotebookNode, timeout: int = 300) -> nbformat.Not
         timeout=timeout,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,
         store_widget_state=False,
         resources={"metadata": {"path": str(FOLDER)}},
     ).execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            # A live widget cannot be stored; its picture can, and shows wherever no kernel runs.
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python", "version": "3.11"},

@@ -109,6 +109,8 @@ def test_attend_refuses_other_groups_than_the_visibility_names():
         attend(more, some, more, TRUNK)
     with pytest.raises(ValueError, match="attend: value has groups"):
         attend(more, more, some, TRUNK)
+    with pytest.raises(ValueError, match=r"query .*'video'\], the visibility names \['audio', 'fu"):
+        attend(more, more, more, zorro_trunk("audio"))
 
 
 # Dropout
@@ -157,11 +159,15 @@ def attention_pair(dim=12, heads=3, dim_head=4):
     return ours, theirs
 
 
-def test_attention_is_the_published_attention_under_the_dense_mask():
+@pytest.mark.parametrize("padded", [0, 2])
+def test_attention_is_the_published_attention_under_the_dense_mask(padded):
     ours, theirs = attention_pair()
     parts = {name: torch.randn(2, n, 12) for name, n in SIZES.items()}
-    expected = theirs(torch.cat(list(parts.values()), 1), attn_mask=TRUNK.dense(SIZES))
-    got = torch.cat(list(ours(parts, TRUNK).values()), 1)
+    real = {"audio": torch.arange(SIZES["audio"]).expand(2, -1) >= padded}
+    mask = TRUNK.dense(SIZES)
+    mask[:, :padded] = False
+    expected = theirs(torch.cat(list(parts.values()), 1), attn_mask=mask)
+    got = torch.cat(list(ours(parts, TRUNK, key_masks=real).values()), 1)
     assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 

@@ -8,12 +8,16 @@ import torch
 from torch import nn
 
 from avlib import (
+    FactorisedPositions,
     LogMelSpectrogram,
     SpecAugment,
+    Visibility,
+    attend,
     patchify_audio,
     patchify_video,
     unpatchify_audio,
     unpatchify_video,
+    zorro_readout,
     zorro_trunk,
 )
 
@@ -38,6 +42,8 @@ def call(function, *arguments, **keywords):
 def video(*shape):
     return forward(video=torch.rand(shape))
 
+
+HEADS, REAL = {"a": torch.ones(1, 2, 3, 4)}, torch.ones(1, 3, dtype=torch.bool)
 
 WAVE = "wanted (batch, samples)"
 FILM = "wanted (batch, 3, frames, height, width)"
@@ -208,6 +214,80 @@ TABLE = {
         call(unpatchify_video, torch.zeros(1, 4, 12), (1, 2), (1, 2, 2)),
         ["unpatchify_video: got (1, 2)", "three positive whole numbers"],
     ),
+    # Other types and odd sizes
+    "NumPy audio": (forward(audio=AUDIO.numpy()), ["audio is a ndarray", "use torch.as_tensor"]),
+    "a list of frames": (forward(video=[1, 2]), ["video is a list", "wanted a tensor"]),
+    "lengths of nothing": (
+        forward(audio_lengths=[None, 3]),
+        ["audio_lengths is [None, 3]", "2 whole numbers of samples", ONE_EACH],
+    ),
+    "a bare index": (
+        forward(return_token_indices=0),
+        ["return_token_indices is 0", "wanted a sequence", "use (0,)"],
+    ),
+    "lengths without num_frames": (
+        lambda make: make(front_end=nn.Unflatten(1, (16, 80)))(
+            audio=torch.randn(2, 1280), video=VIDEO, audio_lengths=[1280, 5]
+        ),
+        ["got audio_lengths", "Unflatten has no num_frames", "pass clips alone"],
+    ),
+    "a falsy front end": (
+        build(front_end=nn.Sequential()),
+        ["patchify_audio: got shape (2, 1300)"],
+    ),
+    "no heads": (build(heads=0), ["Zorro: heads is 0", "positive"]),
+    "heads of no width": (build(dim_head=-4), ["Zorro: dim_head is -4", "positive"]),
+    "no fusion tokens": (build(num_fusion_tokens=0), ["num_fusion_tokens is 0", "positive"]),
+    "no classes": (build(num_classes=0), ["num_classes is 0", "positive"]),
+    "a patch of True": (build(audio_patch_size=True), ["got True", "positive whole number"]),
+    "a readout that names no video": (
+        build(readout=zorro_readout("audio")),
+        ["readout has readers ['audio', 'fusion', 'global']", "wanted readers", "'video'"],
+    ),
+    "a trunk without video": (
+        build(trunk=zorro_trunk("audio")),
+        ["trunk has readers ['audio', 'fusion']", "wanted readers ['audio', 'fusion', 'video']"],
+    ),
+    "no readout can answer": (
+        lambda make: make(return_token_types=["audio"])(video=VIDEO),
+        ["readout 0 (audio) may read only what was left out", "there is video", "; give audio"],
+    ),
+    "no mel bins": (call(LogMelSpectrogram, num_mels=0), ["LogMelSpectrogram: num_mels is 0"]),
+    "log of nothing": (call(LogMelSpectrogram, floor=0), ["LogMelSpectrogram: floor is 0"]),
+    "integer samples": (
+        call(LogMelSpectrogram(), torch.zeros(1, 99, dtype=torch.int16)),
+        ["LogMelSpectrogram: audio is torch.int16", "audio / 32768"],
+    ),
+    "a grid of one axis": (
+        call(unpatchify_audio, torch.zeros(1, 4, 4), 2, (4,)),
+        ["unpatchify_audio: grid is (4,)", "give 2 positive whole numbers"],
+    ),
+    "a negative grid": (
+        call(unpatchify_video, torch.zeros(1, 4, 12), (1, 2, 2), (-1, 2, -2)),
+        ["unpatchify_video: grid is (-1, 2, -2)", "give 3 positive"],
+    ),
+    "positions without axes": (call(FactorisedPositions, 4, {}), ["limits is empty", "one axis"]),
+    "positions for another grid": (
+        call(FactorisedPositions(4, {"rows": 3}), 2, 2),
+        ["positions: grid is (2, 2)", "each of ['rows']"],
+    ),
+    "rules that are no mapping": (call(Visibility, "audio"), ["got 'audio', wanted a mapping"]),
+    "keys that are no list": (
+        call(Visibility, {"a": "all"}, "audio"),
+        ["keys is 'audio'", "use ['audio']"],
+    ),
+    "heads split in two ways": (
+        call(attend, HEADS, {"a": torch.ones(1, 2, 3, 5)}, HEADS, Visibility({"a": "a"})),
+        ["attend: got shapes", "only the tokens differing"],
+    ),
+    "a mask for nobody": (
+        call(attend, HEADS, HEADS, HEADS, Visibility({"a": "a"}), key_masks={"b": REAL}),
+        ["key mask 'b' is torch.bool of shape (1, 3)", "for one of ['a']"],
+    ),
+    "a mask of numbers": (
+        call(attend, HEADS, HEADS, HEADS, Visibility({"a": "a"}), key_masks={"a": REAL.float()}),
+        ["key mask 'a' is torch.float32", "wanted a boolean", "True marks a real token"],
+    ),
 }
 
 
@@ -215,7 +295,7 @@ TABLE = {
 @pytest.mark.usefixtures("no_shape_checks")
 def test_the_message_says_what_arrived_and_what_to_do(make_zorro, name):
     wrong_call, pieces = TABLE[name]
-    with pytest.raises(ValueError, match=".*".join(map(re.escape, pieces))):
+    with pytest.raises((TypeError, ValueError), match=".*".join(map(re.escape, pieces))):
         wrong_call(make_zorro)
 
 

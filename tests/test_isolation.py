@@ -92,6 +92,15 @@ def test_pure_readouts_are_the_same_alone_and_beside_anything(make_zorro, modali
     assert torch.equal(pure(model, modality, one), pure(model, modality, both))
 
 
+@PURE
+def test_a_single_token_is_the_same_beside_hundreds(make_zorro, modality):
+    # A matrix product over few rows takes another path: streams joined before one differ here.
+    model = make_zorro(patch=16, num_fusion_tokens=1)
+    inputs, large = clips(1000, 2, 4, 4, batch=1), clips(80_000, 32, 16, 16, batch=1)
+    both = {**large, modality: inputs[modality]}
+    assert torch.equal(pure(model, modality, both), pure(model, modality, inputs))
+
+
 def test_fusion_and_global_do_read_both_modalities(make_zorro):
     model, inputs = make_zorro(), clips()
     before = model(**inputs)

@@ -76,4 +76,5 @@ def test_notebook_is_small_and_plain(path):
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             assert output.output_type != "error"
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
             assert output.get("name") != "stderr"

@@ -151,17 +151,34 @@ def test_spec_augment_runs_while_training_only(make_zorro):
     assert not torch.equal(model(audio=audio, return_token_indices=ask), plain)
 
 
-def test_a_front_end_may_be_any_module(make_zorro):
-    class Fold(nn.Module):
+def test_the_default_front_end_gives_whole_patches_of_any_width():
+    model = Zorro(24, 1, audio_patch_size=(16, 10), video_patch_size=4)
+    assert model(**clips()).shape == (2, 3, 24)
+
+
+def test_a_front_end_may_be_any_module_and_make_nan_of_padding(make_zorro):
+    class Louder(nn.Module):
+        """Every column at the same volume: silence becomes 0 / 0."""
+
         def forward(self, audio):
-            return audio.unflatten(1, (8, -1))
+            columns = audio.unflatten(1, (-1, 8)).mT
+            return columns / columns.abs().sum(1, keepdim=True)
 
         def num_frames(self, samples):
-            return -(-samples // 8)
+            return samples // 8
 
-    model = make_zorro(front_end=Fold())
-    out = model(audio=torch.randn(1, 128), audio_lengths=[64], return_token_indices=(AUDIO,))
-    assert out.shape == (1, 1, 24)
+    model = make_zorro(front_end=Louder())
+    audio, ask = torch.randn(1, 128), {"return_token_indices": (AUDIO, FUSION)}
+    alone = model(audio=audio[:, :64], **ask)
+    assert_close(model(audio=audio, audio_lengths=[64], **ask), alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("quiet", ["layers", "pool"])
+def test_layers_and_pool_both_drop_while_training_only(make_zorro, quiet):
+    model, inputs = make_zorro(dropout=0.5), clips()
+    assert torch.equal(model(**inputs), make_zorro()(**inputs))
+    getattr(model.train(), quiet).eval()
+    assert not torch.equal(model(**inputs), model(**inputs))
 
 
 # Rules
@@ -174,18 +191,27 @@ def test_promise_is_the_readout_through_all_layers(make_zorro):
     )
 
 
-@pytest.mark.parametrize("leaky_layer", [0, 1])
-def test_a_trunk_of_its_own_for_each_layer(make_zorro, leaky_layer):
-    leaky = Visibility({"audio": "all", "video": "video", "fusion": "all"})
-    trunk = [zorro_trunk("audio", "video")] * 2
-    trunk[leaky_layer] = leaky
-    model, inputs = make_zorro(trunk=trunk), clips()
-    assert model.promise.reads["audio"] == ("audio", "video", "fusion")
-    before = model(**inputs)
-    after = model(**{**inputs, "video": torch.rand_like(inputs["video"])})
-    assert not torch.equal(after[:, AUDIO], before[:, AUDIO])
-    swapped = model(**{**inputs, "audio": torch.randn_like(inputs["audio"])})
-    assert torch.equal(swapped[:, VIDEO], before[:, VIDEO])
+def test_a_trunk_of_its_own_for_each_layer_in_order(make_zorro):
+    rule = zorro_trunk("audio", "video")
+    leaky = Visibility({"audio": ["audio", "fusion"], "video": "video", "fusion": "all"})
+    inputs = clips()
+    changed = {**inputs, "video": torch.rand_like(inputs["video"])}
+
+    # Fusion has read the video before audio reads fusion, or not yet.
+    for trunk, reach in (
+        ([rule, leaky], ("audio", "video", "fusion")),
+        ([leaky, rule], ("audio", "fusion")),
+    ):
+        model = make_zorro(trunk=trunk)
+        assert model.promise.reads["audio"] == reach
+        assert model.promise.reads["video"] == ("video",)
+        before, after = model(**inputs), model(**changed)
+        assert torch.equal(after[:, AUDIO], before[:, AUDIO]) == ("video" not in reach)
+
+
+def test_promise_counts_the_residual_stream(make_zorro):
+    trunk = Visibility({"audio": "fusion", "video": "video", "fusion": "fusion"})
+    assert make_zorro(1, trunk=trunk).promise.reads["audio"] == ("audio", "fusion")
 
 
 def test_a_readout_of_ones_own(make_zorro):
@@ -237,3 +263,13 @@ def test_number_of_parameters():
     expected = depth * (attention + feed_forward) + attention + embed + positions + learned + d
     expected += types * (d + 1) * classes
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int64])
+def test_lengths_of_any_whole_type_mean_the_same(make_zorro, dtype):
+    model, audio = make_zorro(), torch.randn(2, 125)
+    small, usual = (
+        model(audio=audio, audio_lengths=lengths, return_token_indices=(0,))
+        for lengths in (torch.tensor([120, 90], dtype=dtype), [120, 90])
+    )
+    assert torch.equal(small, usual)
