@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# JupyterLab neither asks about news nor looks for updates: the course needs no network.
+QUIET := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 
 .PHONY: lab test doctor notebooks
 .DEFAULT_GOAL := lab
@@ -32,6 +34,8 @@ notebooks: .venv/ready-for-tests
 		"apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@mkdir -p .venv/share/jupyter/lab/settings
+	@echo '$(QUIET)' > .venv/share/jupyter/lab/settings/overrides.json
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready requirements-test.txt

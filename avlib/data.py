@@ -37,6 +37,9 @@ MARGIN = 1
 JITTER = 0.02  # seconds; a sound block this close to the end of the last one continues it
 LONGEST_GAP = 600  # seconds without a frame; beyond it the time stamps are taken to be damaged
 LONGEST_CLIP = 1e9  # seconds; "to the end"
+LOWEST_RATE, HIGHEST_RATE = 1000, 384_000  # Hz
+LARGEST_SIDE = 16_384  # pixels
+MOST_FPS = 10_000
 HIGHEST_FPS = 500  # some recorders write their clock, 1000 Hz, where the frame rate belongs
 BT709 = LIMITED = 1  # tell players how saved colours are coded, so that all show the same
 SCALING = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT  # of the colours too
@@ -101,10 +104,14 @@ def load_clip(
     file = _local_file(path)
     start = 0.0 if start == 0 else _number("start", start, "seconds")
     seconds = LONGEST_CLIP if duration is None else _number("duration", duration, "seconds")
-    fps = None if fps is None else _number("fps", fps, "frames per second")
+    if fps is not None:
+        fps = _number("fps", fps, "frames per second", least=0.001, most=MOST_FPS)
     if sample_rate is not None:
-        sample_rate = int(_number("sample_rate", sample_rate, "Hz", kind=Integral))
+        rate = _number("sample_rate", sample_rate, "Hz", Integral, LOWEST_RATE, HIGHEST_RATE)
+        sample_rate = int(rate)
     shape = None if size is None else pair(size, "load_clip: size")
+    if shape is not None and max(shape) > LARGEST_SIDE:
+        raise ValueError(f"load_clip: size is {size}; give at most {LARGEST_SIDE} pixels a side")
 
     video = audio = None
     try:
@@ -144,13 +151,21 @@ def _local_file(path: Any) -> Path:
     return file
 
 
-def _number(name: str, value: Any, unit: str, kind: type = Real) -> float:
+def _number(
+    name: str,
+    value: Any,
+    unit: str,
+    kind: type = Real,
+    least: float = 0,
+    most: float = math.inf,
+) -> float:
     fits = isinstance(value, kind)
     if not fits:
         wanted = "whole number" if kind is Integral else "number"
         raise TypeError(f"load_clip: {name} is {value!r}, wanted a {wanted} of {unit}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"load_clip: {name} is {value}, wanted {unit} above 0; or leave it out")
+    if not (0 < value < math.inf and least <= value <= most):
+        limits = f"{least} to {most} {unit}" if most < math.inf else f"{unit} above 0"
+        raise ValueError(f"load_clip: {name} is {value}, wanted {limits}; or leave it out")
     return float(value)
 
 

@@ -258,12 +258,23 @@ class FactorisedPositions(nn.Module):
 # Sound
 
 
-class LogMelSpectrogram(nn.Module):
+class _FrontEnd(nn.Module):
+    """Keeps float32 in half-precision models: no CPU has a Fourier transform for less."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_FrontEnd":
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
+
+        return super()._apply(keep_precision, recurse)
+
+
+class LogMelSpectrogram(_FrontEnd):
     """Waveform → log-mel spectrogram, padded with silence to whole patches.
 
     Column i is centred on sample i·hop_length. The padding is silence, never a reflection, so a
     clip padded in a batch has the spectrogram that it has alone. Half-precision models keep this
-    part in float32: there is no half-precision Fourier transform on CPU.
+    part in float32.
 
     Args:
         sample_rate: Hz.
@@ -303,13 +314,6 @@ class LogMelSpectrogram(nn.Module):
         self.mel = torchaudio.transforms.MelSpectrogram(
             sample_rate, n_fft=n_fft, hop_length=hop_length, n_mels=num_mels, center=False
         )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogMelSpectrogram":
-        def keep_precision(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
-
-        return super()._apply(keep_precision, recurse)
 
     def num_frames(self, samples: Tensor) -> Tensor:
         """Columns that hold sound, for lengths in samples; what follows is padding."""
@@ -380,7 +384,7 @@ class SpecAugment(nn.Module):
         return torch.where(keep.bool(), spectrogram, silence)
 
 
-class CroppedSpectrogram(nn.Module):
+class CroppedSpectrogram(_FrontEnd):
     """The linear power spectrogram of `zorro-pytorch`, cropped to whole patches as there.
 
     Only `Zorro.from_zorro_pytorch` uses it. Everything else pads and loses nothing.
@@ -397,7 +401,8 @@ class CroppedSpectrogram(nn.Module):
 
     def forward(self, audio: Float[Tensor, "b samples"]) -> Float[Tensor, "b f t"]:
         """Power; (batch, bins, columns), both cropped down to a multiple of the patch."""
-        power = self.spectrogram(audio)
+        with torch.autocast(audio.device.type, enabled=False):
+            power = self.spectrogram(audio.to(self.spectrogram.window.dtype))
         bins, columns = (n // p * p for n, p in zip(power.shape[1:], self.patch_size, strict=True))
         if columns == 0:
             raise ValueError(

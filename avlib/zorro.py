@@ -390,7 +390,7 @@ class Zorro(nn.Module):
             ValueError: the weights do not fit the settings, or a model comes with settings.
         """
         keywords, weights = translate(source, settings)
-        model = cls(**keywords)
+        model = cls(**keywords).to(weights["fusion_tokens"].dtype)
         own = {name: tensor.shape for name, tensor in model.state_dict().items()}
         theirs = {name: tensor.shape for name, tensor in weights.items()}
         if own != theirs:

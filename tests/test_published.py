@@ -148,3 +148,23 @@ def test_a_clip_too_short_for_a_patch_is_refused():
     ours = Zorro.from_zorro_pytorch(published({}, {"dim_head": 8}))
     with pytest.raises(ValueError, match=r"100 samples give 9 .* under one patch of 16; .* longer"):
         ours(audio=torch.randn(1, 100), return_token_indices=(0, 2))
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_keep_their_precision(dtype):
+    theirs = published({}, {"dim_head": 8}).to(dtype)
+    ours = Zorro.from_zorro_pytorch(theirs).eval()
+    assert ours.fusion_tokens.dtype == dtype
+    audio = torch.randn(1, 2000).to(dtype)
+    assert ours(audio=audio, return_token_indices=(0,)).dtype == dtype
+
+
+def test_settings_that_the_package_ignores_are_ignored_here():
+    state = published({}, {"dim_head": 8}).state_dict()
+    plain, told = (
+        Zorro.from_zorro_pytorch(state, **settings) for settings in ({}, {"spec_aug_time_mask": 80})
+    )
+    audio = torch.randn(1, 2000)
+    asked = {"audio": audio, "return_token_indices": (0,)}
+    assert torch.equal(plain(**asked), told(**asked))
