@@ -1,7 +1,8 @@
 """Deep audio-visual transformers, complete and small enough to read.
 
 - `tokens`: waveforms and film strips become tokens, and back
-- `masks`: who may read whom (`Visibility`), and whether a model keeps to it (`influence`)
+- `masks`: who may read whom (`Visibility`)
+- `leaks`: whether a model keeps to it (`influence`)
 - `attention`: attention between groups, feed-forward
 - `zorro`: the complete Zorro model
 - `data`: clips from files
@@ -13,7 +14,8 @@ j read, h heads, d features.
 
 from avlib.attention import Attention, FeedForward, attend
 from avlib.data import EXAMPLE_CLIP, Clip, load_clip, save_clip
-from avlib.masks import Influence, Visibility, influence, zorro_readout, zorro_trunk
+from avlib.leaks import Influence, influence
+from avlib.masks import Visibility, zorro_readout, zorro_trunk
 from avlib.tokens import (
     FactorisedPositions,
     LogMelSpectrogram,

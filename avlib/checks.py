@@ -1,11 +1,14 @@
 """What the models demand of a batch of clips, each refusal with its remedy."""
 
 from collections.abc import Sequence
+from enum import Enum
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from avlib.masks import Visibility
 
 
 def check_positive(where: str, **sizes: float) -> None:
@@ -125,3 +128,23 @@ def check_indices(indices: Sequence[int] | None, count: int) -> tuple[int, ...]:
             f"indices from 0 to {count - 1}"
         )
     return asked
+
+
+def check_rules(
+    trunk: Sequence[Visibility], readout: Visibility, depth: int, asked: Sequence[Enum]
+) -> None:
+    """Refuse rules that do not number the layers, or that leave out a stream or a readout."""
+    if len(trunk) != depth:
+        raise ValueError(
+            f"Zorro: got {len(trunk)} trunk visibilities for depth {depth}; give one for each "
+            "layer, or a single one for all"
+        )
+    streams = {"audio", "video", "fusion"}
+    kinds = {kind.name.lower() for kind in asked}
+    wanted = [("trunk", layer, streams) for layer in trunk] + [("readout", readout, kinds)]
+    for name, rules, readers in wanted:
+        if set(rules.keys) != streams or not readers <= set(rules.readers):
+            raise ValueError(
+                f"Zorro: {name} has readers {list(rules.readers)} and keys {list(rules.keys)}, "
+                f"wanted readers {sorted(readers)} and keys {sorted(streams)}"
+            )

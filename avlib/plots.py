@@ -15,7 +15,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from avlib.masks import Influence, Visibility
+from avlib.leaks import Influence
+from avlib.masks import Visibility
 from avlib.tokens import Pair, pair
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.

@@ -21,6 +21,7 @@ from avlib.checks import (
     check_indices,
     check_lengths,
     check_positive,
+    check_rules,
     check_video,
 )
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
@@ -146,22 +147,7 @@ class Zorro(nn.Module):
         trunk = zorro_trunk("audio", "video") if trunk is None else trunk
         self.trunk = [trunk] * depth if isinstance(trunk, Visibility) else list(trunk)
         self.readout = zorro_readout("audio", "video") if readout is None else readout
-        if len(self.trunk) != depth:
-            raise ValueError(
-                f"Zorro: got {len(self.trunk)} trunk visibilities for depth {depth}; give one for "
-                "each layer, or a single one for all"
-            )
-        kinds = [kind.name.lower() for kind in self.return_token_types]
-        streams = {"audio", "video", "fusion"}
-        for name, rules, readers in (
-            *(("trunk", layer, streams) for layer in self.trunk),
-            ("readout", self.readout, set(kinds)),
-        ):
-            if set(rules.keys) != streams or not readers <= set(rules.readers):
-                raise ValueError(
-                    f"Zorro: {name} has readers {list(rules.readers)} and keys {list(rules.keys)}, "
-                    f"wanted readers {sorted(readers)} and keys {sorted(streams)}"
-                )
+        check_rules(self.trunk, self.readout, depth, self.return_token_types)
 
         self.audio_patch_size = bins, frames = pair(audio_patch_size, "audio_patch_size")
         height, width = pair(video_patch_size, "video_patch_size")

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from avlib.attention import attend
 from avlib.course.exercise import Exercise, Mistake, matching
-from avlib.masks import Influence, Visibility, influence, zorro_readout, zorro_trunk
+from avlib.leaks import Influence, influence
+from avlib.masks import Visibility, zorro_readout, zorro_trunk
 
 # 1. The mask from the kinds of the tokens
 
