@@ -65,8 +65,9 @@ class Zorro(nn.Module):
 
     The keywords down to `return_token_types` are those of `zorro-pytorch`. Audio outputs do not
     depend on a bit of the video, nor video outputs on the audio: neither values, nor size, nor
-    NaN, nor absence. Only dropout weakens this, since both streams draw from one generator; the
-    gradients stay exactly zero.
+    NaN, nor absence. Two things weaken this to rounding or to another draw, with gradients across
+    still zero: dropout, since both streams draw from one generator, and comparing a compiled run
+    with an eager one (which torch.compile falls back to when it has recompiled too often).
 
     Args:
         dim: features of a token (768 in the paper).
