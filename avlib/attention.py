@@ -44,7 +44,8 @@ def attend(
         One tensor for each reader group, shaped like its query.
 
     Raises:
-        ValueError: the names differ from the visibility's.
+        ValueError: the names differ from the visibility's, the shapes do not fit together, or a
+            key mask fits no key group.
     """
     for kind, wanted, got in (
         ("query", visibility.readers, query),
@@ -56,13 +57,10 @@ def attend(
                 f"attend: {kind} has groups {sorted(got)}, the visibility names {sorted(wanted)}; "
                 "leave groups out of both with visibility.only(…)"
             )
-    shapes = {
-        f"{kind} {name}": tuple(tensor.shape)
-        for kind, group in (("query", query), ("key", key), ("value", value))
-        for name, tensor in group.items()
-    }
-    alike = {(shape[:-2], shape[-1]) for shape in shapes.values()}
+    tensors = [*query.values(), *key.values(), *value.values()]
+    alike = {(tensor.shape[:-2], tensor.shape[-1]) for tensor in tensors}
     if len(alike) > 1 or any(key[name].shape != value[name].shape for name in key):
+        shapes = [tuple(tensor.shape) for tensor in tensors]
         raise ValueError(
             f"attend: got shapes {shapes}, wanted (batch, heads, tokens, features) with only the "
             "tokens differing between groups; split heads the same way everywhere"

@@ -30,12 +30,10 @@ def check_audio(audio: Tensor, where: str = "Zorro") -> None:
     _check_tensor(where, "audio", audio)
     shape = tuple(audio.shape)
     if audio.ndim != 2:
-        remedy = {1: "use audio[None]", 3: "mix the channels with audio.mean(1)"}.get(
-            audio.ndim, ""
-        )
+        remedies = {1: "use audio[None]", 3: "mix the channels with audio.mean(1)"}
         raise ValueError(
-            f"{where}: audio has shape {shape}, wanted (batch, samples)"
-            + f"; {remedy}" * bool(remedy)
+            f"{where}: audio has shape {shape}, wanted (batch, samples); "
+            f"{remedies.get(audio.ndim, 'add or drop axes')}"
         )
     if not audio.is_floating_point():
         raise ValueError(

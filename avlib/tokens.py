@@ -68,10 +68,9 @@ def _whole(values: Sequence[Any]) -> tuple[int, ...]:
 # Cutting
 
 
-def _parts(where: str, axis: str, size: int, patch: int) -> int:
-    """How many whole patches fit along an axis; an error unless they fit exactly."""
+def _check_whole_patches(where: str, axis: str, size: int, patch: int) -> None:
     if size > 0 and size % patch == 0:
-        return size // patch
+        return
     whole = size // patch * patch
     divisors = [n for n in range(2, size + 1) if size % n == 0]
     near = sorted(sorted(divisors, key=lambda n: abs(n - patch))[:3])
@@ -104,8 +103,8 @@ def patchify_audio(spectrogram: Float[Tensor, "b f t"], patch_size: Pair) -> Flo
             f"patchify_audio: got shape {tuple(spectrogram.shape)}, wanted (batch, bins, frames); "
             "a single spectrogram needs spectrogram[None]"
         )
-    _parts("patchify_audio", "bins", spectrogram.shape[1], bins)
-    _parts("patchify_audio", "frames", spectrogram.shape[2], frames)
+    _check_whole_patches("patchify_audio", "bins", spectrogram.shape[1], bins)
+    _check_whole_patches("patchify_audio", "frames", spectrogram.shape[2], frames)
     return rearrange(spectrogram, "b (f pf) (t pt) -> b (f t) (pf pt)", pf=bins, pt=frames)
 
 
@@ -123,7 +122,7 @@ def unpatchify_audio(
         ValueError: the patches do not fill the grid.
     """
     bins, frames = pair(patch_size, "unpatchify_audio")
-    _check_grid("unpatchify_audio", patches, grid, bins * frames)
+    _check_grid("unpatchify_audio", patches, grid, (bins, frames))
     return rearrange(
         patches, "b (f t) (pf pt) -> b (f pf) (t pt)", f=grid[0], t=grid[1], pf=bins, pt=frames
     )
@@ -153,7 +152,7 @@ def patchify_video(
     for axis, size, patch in zip(
         ("frames", "height", "width"), video.shape[2:], patch_size, strict=True
     ):
-        _parts("patchify_video", axis, size, patch)
+        _check_whole_patches("patchify_video", axis, size, patch)
     return rearrange(
         video,
         "b c (t pt) (y py) (x px) -> b (t y x) (c pt py px)",
@@ -181,7 +180,7 @@ def unpatchify_video(
         ValueError: the patches do not fill the grid.
     """
     frames, height, width = triple(patch_size, "unpatchify_video")
-    _check_grid("unpatchify_video", patches, grid, channels * frames * height * width)
+    _check_grid("unpatchify_video", patches, grid, (frames, height, width), channels)
     return rearrange(
         patches,
         "b (t y x) (c pt py px) -> b c (t pt) (y py) (x px)",
@@ -195,11 +194,12 @@ def unpatchify_video(
     )
 
 
-def _check_grid(where: str, patches: Tensor, grid: tuple[int, ...], values: int) -> None:
-    axes = 3 if where == "unpatchify_video" else 2
-    if len(_whole(grid if isinstance(grid, tuple | list) else ())) != axes:
-        raise ValueError(f"{where}: grid is {grid!r}; give {axes} positive whole numbers")
-    wanted = (math.prod(grid), values)
+def _check_grid(
+    where: str, patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...], channels: int = 1
+) -> None:
+    if len(_whole(grid if isinstance(grid, tuple | list) else ())) != len(patch):
+        raise ValueError(f"{where}: grid is {grid!r}; give {len(patch)} positive whole numbers")
+    wanted = (math.prod(grid), channels * math.prod(patch))
     if patches.ndim != 3 or tuple(patches.shape[1:]) != wanted:
         raise ValueError(
             f"{where}: got patches of shape {tuple(patches.shape)}, wanted (batch, {wanted[0]}, "

@@ -256,22 +256,22 @@ class Zorro(nn.Module):
         check_audio(audio)
         if lengths is not None:
             lengths = check_lengths("audio_lengths", "samples", lengths, audio, axis=1)
+            if not hasattr(self.front_end, "num_frames"):
+                raise ValueError(
+                    f"Zorro: got audio_lengths, and the front end {type(self.front_end).__name__} "
+                    "has no num_frames(samples) to say where padding begins; add it, or pass clips "
+                    "alone"
+                )
             audio = torch.where(_before(lengths, audio.shape[1]), audio, 0)
         spectrogram = self.spec_augment(self.front_end(audio))
         patches = patchify_audio(spectrogram, self.audio_patch_size)
         bins, frames = self.audio_patch_size
         grid = spectrogram.shape[1] // bins, spectrogram.shape[2] // frames
-        tokens = self._tokens(self.audio_to_tokens, patches, self.audio_positions, grid)
-        if lengths is None:
-            return tokens, None
-        if not hasattr(self.front_end, "num_frames"):
-            raise ValueError(
-                f"Zorro: got audio_lengths, and the front end {type(self.front_end).__name__} has "
-                "no num_frames(samples) to say where padding begins; add it, or pass clips alone"
-            )
-        columns = -(-self.front_end.num_frames(lengths) // frames)
-        real = repeat(_before(columns, grid[1]), "b t -> b (f t)", f=grid[0])
-        return torch.where(real[..., None], tokens, 0), real
+        real = None
+        if lengths is not None:
+            columns = -(-self.front_end.num_frames(lengths) // frames)
+            real = repeat(_before(columns, grid[1]), "b t -> b (f t)", f=grid[0])
+        return self._tokens(self.audio_to_tokens, patches, self.audio_positions, grid, real), real
 
     def _embed_video(
         self, video: Tensor, lengths: Tensor | Sequence[int] | None
@@ -291,9 +291,7 @@ class Zorro(nn.Module):
         if lengths is not None:
             times = _before(lengths // frames, grid[0])
             real = repeat(times, "b t -> b (t y x)", y=grid[1], x=grid[2])
-            patches = torch.where(real[..., None], patches, 0)
-        tokens = self._tokens(self.video_to_tokens, patches, self.video_positions, grid)
-        return (tokens, None) if real is None else (torch.where(real[..., None], tokens, 0), real)
+        return self._tokens(self.video_to_tokens, patches, self.video_positions, grid, real), real
 
     def _tokens(
         self,
@@ -301,7 +299,10 @@ class Zorro(nn.Module):
         patches: Tensor,
         positions: FactorisedPositions | None,
         grid: tuple[int, ...],
+        real: Tensor | None,
     ) -> Tensor:
+        if real is not None:  # padding may hold NaN, and a hidden key is multiplied by zero
+            patches = torch.where(real[..., None], patches, 0)
         tokens = to_tokens(patches.to(self.fusion_tokens.dtype))
         return tokens if positions is None else tokens + positions(*grid)
 
@@ -319,12 +320,11 @@ class Zorro(nn.Module):
                     for i in range(len(self.return_token_types))
                     if set(self.readout.reads[self._kind(i)]) & set(streams)
                 )
-                others = f", or ask for the others with return_token_indices={seeing}"
+                others = f", or ask for others with return_token_indices={seeing}" if seeing else ""
                 raise ValueError(
                     f"Zorro: readout {index} ({kind}) may read only what was left out, there is "
                     f"{' and '.join(streams)}; give {' or '.join(self.readout.reads[kind])}"
-                    + others
-                    * bool(seeing)
+                    f"{others}"
                 )
         return Visibility(reads, tuple(streams))
 

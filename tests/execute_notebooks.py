@@ -11,9 +11,6 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 
 def execute(notebook: nbformat.NotebookNode, timeout: int = 300) -> nbformat.NotebookNode:
     """Run in a fresh kernel; no times are stored, so that running twice changes nothing."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
     NotebookClient(
         notebook,
         timeout=timeout,

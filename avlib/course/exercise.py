@@ -170,11 +170,8 @@ def _copies(case: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Tensor):
-        few = value.numel() <= 36
-        return (
-            str((value.int() if value.dtype == torch.bool else value).tolist())
-            if few
-            else (f"<tensor {tuple(value.shape)}>")
-        )
-    return repr(value)
+    if not isinstance(value, Tensor):
+        return repr(value)
+    if value.numel() > 36:
+        return f"<tensor {tuple(value.shape)}>"
+    return str((value.int() if value.dtype == torch.bool else value).tolist())

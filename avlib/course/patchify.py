@@ -241,7 +241,7 @@ pattern_detective = Exercise(
     hints=(
         "Ask two questions of each picture. Are the patches in their places? "
         "Is each patch whole inside?",
-        "Try a pattern on a picture of your own: rearrange with the wrong pattern and look.",
+        "Look for yourself: plots.picture(rearrange(tokens, patchify.PATTERNS[2], **sizes)[0]).",
     ),
     verify=matching(_SUSPECTS, _CLUES, "picture"),
     mistakes={
