@@ -4,6 +4,8 @@
 - `masks`: who may read whom (`Visibility`)
 - `leaks`: whether a model keeps to it (`influence`)
 - `attention`: attention between groups, feed-forward
+- `coupling`, `reversible`: blocks with an inverse, and what is made of them
+- `recompute`, `grid`: their backward pass without stored activations, and their exact mode
 - `zorro`: the complete Zorro model
 - `data`: clips from files
 - `plots`, `widgets`, `course`: pictures, sliders and exercises for the notebooks
@@ -13,9 +15,11 @@ j read, h heads, d features.
 """
 
 from avlib.attention import Attention, FeedForward, attend
+from avlib.coupling import Coupling
 from avlib.data import EXAMPLE_CLIP, Clip, load_clip, save_clip
 from avlib.leaks import Influence, influence
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
+from avlib.reversible import DualModalityReversibleSequence, ReversibleSequence
 from avlib.tokens import (
     FactorisedPositions,
     LogMelSpectrogram,
@@ -33,10 +37,13 @@ __all__ = [
     "EXAMPLE_CLIP",
     "Attention",
     "Clip",
+    "Coupling",
+    "DualModalityReversibleSequence",
     "FactorisedPositions",
     "FeedForward",
     "Influence",
     "LogMelSpectrogram",
+    "ReversibleSequence",
     "SpecAugment",
     "TokenType",
     "TokenTypes",

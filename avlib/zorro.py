@@ -24,8 +24,10 @@ from avlib.checks import (
     check_rules,
     check_video,
 )
+from avlib.coupling import Coupling
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
 from avlib.published import translate
+from avlib.reversible import ReversibleSequence
 from avlib.tokens import (
     FactorisedPositions,
     LogMelSpectrogram,
@@ -59,6 +61,44 @@ class Layer(nn.Module):
         streams = {name: stream + read[name] for name, stream in streams.items()}
         return {name: stream + self.feed_forward(stream) for name, stream in streams.items()}
 
+    def couplings(
+        self,
+        names: Sequence[str],
+        visibility: Visibility,
+        key_masks: Mapping[str, Bool[Tensor, "b _n"]] | None = None,
+    ) -> list[Coupling]:
+        """The same layer over two halves of each stream, "audio 1" and "audio 2".
+
+        First half += attention(second half), for all streams at once; then second half +=
+        feed_forward(first half).
+        """
+        first, second = ([f"{name} {half}" for name in names] for half in (1, 2))
+        attention = _OneByOne(self.attention, names, visibility, key_masks)
+        return [
+            Coupling(first, second, attention),
+            *(Coupling(b, a, self.feed_forward) for a, b in zip(first, second, strict=True)),
+        ]
+
+
+class _OneByOne(nn.Module):
+    """An `Attention` that takes its streams, and gives what they read, in the order of `names`."""
+
+    def __init__(
+        self,
+        attention: Attention,
+        names: Sequence[str],
+        visibility: Visibility,
+        key_masks: Mapping[str, Tensor] | None,
+    ) -> None:
+        super().__init__()
+        self.attention, self.names = attention, names
+        self.visibility, self.key_masks = visibility, key_masks
+
+    def forward(self, *streams: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(self.names, streams, strict=True))
+        read = self.attention(named, self.visibility, key_masks=self.key_masks)
+        return tuple(read[name] for name in self.names)
+
 
 class Zorro(nn.Module):
     """The complete model: audio and video in, one vector for each readout query out.
@@ -83,6 +123,9 @@ class Zorro(nn.Module):
             Types may repeat.
         num_classes: with it each readout query has a linear head and the output holds logits.
         dropout: probability of dropping attention weights and inner features while training.
+        reversible: keep two halves of each stream and add to one what the other gives, so that no
+            layer stores activations for the backward pass. The parameters are the same, the
+            function is another.
         front_end: waveform (batch, samples) → spectrogram (batch, bins, frames) in whole patches;
             for `audio_lengths` it also needs `num_frames(samples)`. By default a
             `LogMelSpectrogram` at 16 kHz.
@@ -117,6 +160,7 @@ class Zorro(nn.Module):
         ),
         num_classes: int | None = None,
         dropout: float = 0.0,
+        reversible: bool = False,
         front_end: nn.Module | None = None,
         spec_augment: nn.Module | None = None,
         positions: bool = True,
@@ -183,8 +227,9 @@ class Zorro(nn.Module):
                     "max_video_size (width)": -(-max_width // width),
                 },
             )
+        self.reversible = reversible
         self.fusion_tokens = nn.Parameter(torch.randn(num_fusion_tokens, dim))
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             Layer(dim, heads=heads, dim_head=dim_head, ff_mult=ff_mult, dropout=dropout)
             for _ in range(depth)
         )
@@ -243,8 +288,18 @@ class Zorro(nn.Module):
         streams["fusion"] = repeat(self.fusion_tokens, "n d -> b n d", b=batch)
         readout = self._readable(asked, streams)
 
-        for layer, trunk in zip(self.layers, self.trunk, strict=True):
-            streams = layer(streams, trunk.only(tuple(streams)), key_masks)
+        names = tuple(streams)
+        if self.reversible:
+            halves = {f"{name} {half}": streams[name] for half in (1, 2) for name in names}
+            blocks = [
+                layer.couplings(names, trunk.only(names), key_masks)
+                for layer, trunk in zip(self.layers, self.trunk, strict=True)
+            ]
+            halves = ReversibleSequence(blocks)(halves)
+            streams = {name: (halves[f"{name} 1"] + halves[f"{name} 2"]) / 2 for name in names}
+        else:
+            for layer, trunk in zip(self.layers, self.trunk, strict=True):
+                streams = layer(streams, trunk.only(names), key_masks)
         streams = {name: self.norm(stream) for name, stream in streams.items()}
         return self._pool(streams, key_masks, asked, readout)
 
