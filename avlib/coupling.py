@@ -52,8 +52,12 @@ class Coupling(nn.Module):
             )
 
     def __str__(self) -> str:
+        return f"Coupling {self.extra_repr()}"
+
+    def extra_repr(self) -> str:
+        """The coupling as one would write it, such as `x1 += Attention(x2)`."""
         name = type(self.fn).__name__ if isinstance(self.fn, nn.Module) else "fn"
-        return f"Coupling {', '.join(self.targets)} += {name}({', '.join(self.reads)})"
+        return f"{', '.join(self.targets)} += {name}({', '.join(self.reads)})"
 
     def forward(self, streams: Streams, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """What is to be added to each target.

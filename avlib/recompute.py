@@ -15,7 +15,7 @@ Tape = list[tuple[Tensor, ...]]  # where a block leaves its inputs, recomputed, 
 
 
 def stored(
-    block: Sequence[Coupling], streams: Streams, inputs: Mapping[str, Any], grid: Grid | None
+    block: Iterable[Coupling], streams: Streams, inputs: Mapping[str, Any], grid: Grid | None
 ) -> dict[str, Tensor]:
     """The streams after a block under ordinary autograd."""
     after = dict(streams)
@@ -25,7 +25,7 @@ def stored(
 
 
 def recomputed(
-    block: Sequence[Coupling],
+    block: Iterable[Coupling],
     streams: Streams,
     inputs: Mapping[str, Any],
     grid: Grid | None,
@@ -52,14 +52,14 @@ class _Call:
 
     def __init__(
         self,
-        block: Sequence[Coupling],
+        block: Iterable[Coupling],
         tensors: Mapping[_Key, Tensor],
         inputs: Mapping[str, Any],
         grid: Grid | None,
         tape: Tape,
         last: bool,
     ) -> None:
-        self.block, self.grid, self.tape, self.last = block, grid, tape, last
+        self.block, self.grid, self.tape, self.last = tuple(block), grid, tape, last
         self.needs_grad = {key: tensor.requires_grad for key, tensor in tensors.items()}
         names = {name for coupling in block for name in coupling.keywords.values()}
         self.constants = {n: inputs[n] for n in names if ("input", n) not in tensors}
@@ -182,7 +182,7 @@ def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
 
 
 def _gather(
-    block: Sequence[Coupling], streams: Streams, inputs: Mapping[str, Any]
+    block: Iterable[Coupling], streams: Streams, inputs: Mapping[str, Any]
 ) -> dict[_Key, Tensor]:
     """All that the outputs of a block depend on, streams first."""
     tensors: dict[_Key, Tensor] = {("stream", name): s for name, s in streams.items()}

@@ -6,11 +6,11 @@ inverse, whatever its functions are. `DualModalityReversibleSequence` declares t
 `nuwa-pytorch`'s text → video + audio decoder in these terms.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from avlib.coupling import Coupling, Streams, step
@@ -25,11 +25,11 @@ class ReversibleSequence(nn.Module):
     arithmetic: going backwards, each block is computed again from its outputs.
 
     Args:
-        blocks: each a sequence of couplings, in order.
+        blocks: each some couplings, in order.
         exact: keep float32 streams on a `Grid`, so that the inverse returns the very bits.
     """
 
-    def __init__(self, blocks: Sequence[Sequence[Coupling]], *, exact: bool = False) -> None:
+    def __init__(self, blocks: Iterable[Iterable[Coupling]], *, exact: bool = False) -> None:
         super().__init__()
         self.blocks: Any = nn.ModuleList(nn.ModuleList(block) for block in blocks)
         self.grid = Grid() if exact else None
@@ -156,19 +156,20 @@ class DualModalityReversibleSequence(nn.Module):
 
     def __init__(
         self,
-        blocks: Sequence[Sequence[Callable[..., Any]]],
+        blocks: Iterable[Iterable[Callable[..., Any]]],
         block_types: Sequence[str],
         exact: bool = False,
     ) -> None:
         super().__init__()
         where = "DualModalityReversibleSequence"
-        if len(blocks) != len(block_types):
+        given = [tuple(block) for block in blocks]
+        if len(given) != len(block_types):
             raise ValueError(
-                f"{where}: got {len(blocks)} blocks and {len(block_types)} block_types; give one "
+                f"{where}: got {len(given)} blocks and {len(block_types)} block_types; give one "
                 "type for each block"
             )
         couplings = []
-        for index, (block, kind) in enumerate(zip(blocks, block_types, strict=True)):
+        for index, (block, kind) in enumerate(zip(given, block_types, strict=True)):
             if kind not in BLOCK_TYPES:
                 raise ValueError(
                     f"{where}: block {index} has type {kind!r}; wanted one of {list(BLOCK_TYPES)}"
@@ -189,15 +190,15 @@ class DualModalityReversibleSequence(nn.Module):
 
     def forward(
         self,
-        video: Float[Tensor, "b nv d"],
-        audio: Float[Tensor, "b na d"],
+        video: Float[Tensor, "b nv dv"],
+        audio: Float[Tensor, "b na da"],
         *,
-        context: Float[Tensor, "b nc dc"] | None = None,
-        context_mask: Bool[Tensor, "b nc"] | None = None,
-        video_mask: Bool[Tensor, "b nv"] | None = None,
-        audio_mask: Bool[Tensor, "b na"] | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        video_mask: Tensor | None = None,
+        audio_mask: Tensor | None = None,
         reverse: bool = True,
-    ) -> tuple[Float[Tensor, "b nv d"], Float[Tensor, "b na d"]]:
+    ) -> tuple[Float[Tensor, "b nv dv"], Float[Tensor, "b na da"]]:
         """Both halves of a tower start as its tokens; returned is their mean after all blocks.
 
         Args:

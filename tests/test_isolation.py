@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,12 @@ HEAD = {"audio": 0, "video": 1, "fusion": 2, "global": 3}
 OTHER = {"audio": "video", "video": "audio"}
 PURE = pytest.mark.parametrize("modality", ["audio", "video"])
 PRECISION = pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["stored", "reversible"])
+def make_zorro(request, make_zorro):
+    """Every promise below is kept by both models."""
+    return partial(make_zorro, reversible=request.param)
 
 
 def clips(samples=1300, frames=4, height=8, width=8, batch=2):

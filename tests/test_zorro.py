@@ -5,12 +5,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from avlib import LogMelSpectrogram, SpecAugment, TokenType, Visibility, Zorro, zorro_trunk
+from avlib.memory import peak_bytes
 
 AUDIO, VIDEO, FUSION, GLOBAL = range(4)
 
 
-def clips(samples=1300, frames=4, batch=2):
-    return {"audio": torch.randn(batch, samples), "video": torch.rand(batch, 3, frames, 8, 8)}
+def clips(samples=1300, frames=4, batch=2, size=8):
+    return {"audio": torch.randn(batch, samples), "video": torch.rand(batch, 3, frames, size, size)}
 
 
 # What is returned
@@ -273,3 +274,64 @@ def test_lengths_of_any_whole_type_mean_the_same(make_zorro, dtype):
         for lengths in (torch.tensor([120, 90], dtype=dtype), [120, 90])
     )
     assert torch.equal(small, usual)
+
+
+# Reversible
+
+
+def test_a_reversible_model_has_the_same_parameters_and_another_function(make_zorro):
+    ordinary, reversible = make_zorro(), make_zorro(reversible=True)
+    reversible.load_state_dict(ordinary.state_dict())
+    inputs = clips()
+    assert not torch.allclose(ordinary(**inputs), reversible(**inputs), atol=1e-2)
+
+
+class TwoHalves(nn.Module):
+    """The layers of a reversible model in five lines, under ordinary autograd."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.layers, self.trunk = model.layers, model.trunk
+
+    def forward(self, streams, _, key_masks):
+        first, second = streams, streams
+        for layer, trunk in zip(self.layers, self.trunk, strict=True):
+            read = layer.attention(second, trunk.only(tuple(streams)), key_masks=key_masks)
+            first = {name: first[name] + read[name] for name in first}
+            second = {name: second[name] + layer.feed_forward(first[name]) for name in second}
+        return {name: (first[name] + second[name]) / 2 for name in first}
+
+
+@pytest.mark.parametrize("lengths", [{}, {"audio_lengths": [800, 1300], "video_lengths": [4, 2]}])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_reversible_model_has_the_gradients_of_its_ordinary_peer(make_zorro, lengths, alone):
+    reversible, peer = make_zorro(3, reversible=True).double(), make_zorro(1).double()
+    peer.load_state_dict(reversible.state_dict(), strict=False)
+    peer.layers = nn.ModuleList([TwoHalves(reversible)])
+    inputs = {name: tensor.double().requires_grad_() for name, tensor in clips().items()}
+    given = {**inputs, **lengths}
+    if alone:
+        given = {name: given[name] for name in given if "audio" in name}
+        given["return_token_indices"] = (2, 0)
+    results = []
+    for model in (peer, reversible):
+        out = model(**given)
+        loss = (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum()
+        leaves = [inputs["audio"], *reversible.layers.parameters()]
+        results.append((out, *torch.autograd.grad(loss, leaves)))
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, rtol=1e-11, atol=1e-13)
+        assert other.abs().max() > 1e-6
+
+
+def test_memory_of_a_reversible_model_does_not_grow_with_depth(make_zorro):
+    def step_bytes(depth, reversible):
+        model = make_zorro(depth, reversible=reversible)
+        inputs = clips(samples=8000, size=32)
+        for weight in model.parameters():
+            weight.grad = torch.zeros_like(weight)
+        return peak_bytes(lambda: model(**inputs).sum().backward())
+
+    ordinary, ours = (step_bytes(9, r) - step_bytes(3, r) for r in (False, True))
+    assert ordinary > 1_000_000
+    assert ours <= 0.01 * ordinary

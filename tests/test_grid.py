@@ -1,0 +1,176 @@
+"""Exact mode: the inverse returns the very bits, and says so when it cannot."""
+
+import pytest
+import torch
+from torch import nn
+from towers import DIM, TYPES, gradients, loss_of, make_inputs, make_towers, worst
+
+from avlib import Coupling, ReversibleSequence
+from avlib.grid import Grid
+
+AUTOCAST = pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16 autocast"])
+
+
+def in_autocast(enabled):
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+def deep(exact, depth=32):
+    """32 × 3 = 96 blocks, with a gain of 3 on the attentions."""
+    return make_towers(TYPES * depth, exact=exact, gain=3.0, dtype=torch.float32)
+
+
+def there_and_back(sequence, inputs):
+    halves = sequence.streams(**inputs)
+    sides = {name: inputs[name] for name in inputs if name not in ("video", "audio")}
+    return halves, sequence.inverse(*halves, **sides)
+
+
+def snapped(tensor):
+    return (tensor.detach() * 4096).round() / 4096
+
+
+@AUTOCAST
+@pytest.mark.parametrize("train", [True, False])
+def test_96_blocks_give_their_snapped_inputs_back_bit_for_bit(autocast, train):
+    inputs = make_inputs(torch.float32, grad=False)
+    wanted = [snapped(inputs[name]) for name in ("video", "video", "audio", "audio")]
+    with torch.no_grad(), in_autocast(autocast):
+        after, back = there_and_back(deep(exact=True).train(train), inputs)
+        _, drifted = there_and_back(deep(exact=False), inputs)
+    for one, other in zip(back, wanted, strict=True):
+        assert torch.equal(one.view(torch.int32), other.view(torch.int32))
+    assert not torch.equal(after[0], wanted[0])
+    assert not torch.equal(drifted[0], inputs["video"])
+
+
+@AUTOCAST
+def test_gradients_are_those_of_autograd_through_the_same_rounding(autocast):
+    sequence, inputs = deep(exact=True), make_inputs(torch.float32)
+    with in_autocast(autocast):
+        found = gradients(sequence, inputs, reverse=True)
+    sequence.check()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast, cache_enabled=False):
+        wanted = gradients(sequence, inputs, reverse=False)
+    for name in ("video out", "audio out"):
+        assert torch.equal(found[name], wanted[name])
+    assert worst(found, wanted) < (1e-6 if autocast else 1e-5)
+    norms = [(found[n] - wanted[n]).norm() / wanted[n].norm() for n in wanted]
+    assert max(norms) < 1e-6
+
+
+def test_the_rounding_is_the_identity_to_the_gradient():
+    values = torch.randn(100, requires_grad=True)
+    rounded = Grid().round(values)
+    assert torch.equal(rounded, snapped(values))
+    assert (rounded - values).abs().max() <= 2**-13
+    weights = torch.randn(100)
+    assert torch.equal(torch.autograd.grad((rounded * weights).sum(), values)[0], weights)
+
+
+def test_minus_zero_does_not_survive_the_grid():
+    bits = Grid().round(torch.tensor([-0.0, -1e-6, 0.0])).view(torch.int32)
+    assert bits.tolist() == [0, 0, 0]
+
+
+def test_gradients_are_exactly_those_of_ordinary_autograd_with_dropout():
+    sequence = make_towers(TYPES * 4, exact=True, dropout=0.3, dtype=torch.float32)
+    inputs, results = make_inputs(torch.float32), []
+    for reverse in (False, True):
+        torch.manual_seed(3)
+        results.append(gradients(sequence, inputs, reverse=reverse))
+    sequence.check()
+    assert worst(results[1], results[0]) < 1e-6
+
+
+def test_modules_with_a_fast_path_without_gradients_are_exact_too():
+    class Self(nn.MultiheadAttention):
+        def forward(self, x):
+            return super().forward(x, x, x, need_weights=False)[0]
+
+    torch.manual_seed(0)
+    layers = [Self(16, 2, batch_first=True) for _ in range(20)]
+    sequence = ReversibleSequence(
+        [[Coupling(*("ab" if i % 2 else "ba"), layer)] for i, layer in enumerate(layers)],
+        exact=True,
+    ).eval()
+    streams = {name: 10 * torch.randn(2, 6, 16) for name in "ab"}
+    wanted = {name: snapped(stream) for name, stream in streams.items()}
+    for first in (torch.enable_grad, torch.no_grad):
+        for second in (torch.enable_grad, torch.no_grad):
+            with first():
+                after = sequence(streams)
+            with second():
+                back = sequence.inverse(after)
+            for name in "ab":
+                assert torch.equal(back[name], wanted[name])
+
+
+@pytest.mark.parametrize("reverse", [True, False])
+@pytest.mark.parametrize("value", [4096.0, -5000.0, torch.inf, torch.nan])
+def test_what_leaves_the_grid_is_reported_once(value, reverse):
+    sequence = make_towers(TYPES[:1], exact=True, dtype=torch.float32)
+    inputs = {"video": torch.randn(2, 5, DIM), "audio": torch.randn(2, 3, DIM)}
+    sequence(**inputs, reverse=reverse)
+    sequence.check()
+    with torch.no_grad():
+        sequence.sequence.blocks[0][1].fn[4].bias[3] = value
+    halves = sequence.streams(**inputs, reverse=reverse)
+    with pytest.raises(
+        RuntimeError, match=r"left the grid's range of ±4096 or is not finite.*norm"
+    ):
+        sequence.check()
+    sequence.check()
+    with pytest.raises(RuntimeError, match=r"left the grid's range"):
+        sequence.inverse(*halves)
+    inputs["audio"][0, 0, 0] = value
+    sequence.check()
+    sequence.streams(**inputs)
+    with pytest.raises(RuntimeError, match=r"left the grid's range"):
+        sequence.check()
+
+
+def test_the_forward_pass_flags_a_stream_that_only_passes_through_the_range():
+    far, back = (lambda x, sign=sign: sign * (8000 + 0 * x) for sign in (1, -1))
+    sequence = ReversibleSequence([[Coupling("a", "b", far), Coupling("a", "b", back)]], exact=True)
+    out = sequence({"a": torch.zeros(3), "b": torch.zeros(3)})
+    assert torch.equal(out["a"], torch.zeros(3))
+    with pytest.raises(RuntimeError, match=r"left the grid's range"):
+        sequence.check()
+
+
+def test_a_function_that_answers_otherwise_the_second_time_is_noticed():
+    class Wavering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.calls = nn.Linear(DIM, DIM), 0
+
+        def forward(self, x):
+            self.calls += 1
+            out = self.linear(x).clone()
+            out[0, 0] += 2.0**-12 * self.calls
+            return out
+
+    for fn, noticed in ((Wavering(), True), (nn.Linear(DIM, DIM), False)):
+        streams = {n: torch.randn(3, DIM, requires_grad=True) for n in "ab"}
+        sequence = ReversibleSequence([[Coupling("a", "b", fn)]] * 2, exact=True)
+        loss_of(sequence(streams).values()).backward()
+        if noticed:
+            with pytest.raises(RuntimeError, match=r"answered otherwise the second time"):
+                sequence.check()
+        sequence.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_stream_dtypes_than_float32_are_refused(dtype):
+    sequence = make_towers(exact=True, dtype=dtype)
+    with pytest.raises(
+        ValueError, match=r"'x1' is torch.*, wanted torch.float32; .*torch.autocast"
+    ):
+        sequence(**make_inputs(dtype))
+
+
+def test_without_exact_check_has_nothing_to_say():
+    sequence = make_towers(TYPES[:1], dtype=torch.float32)
+    sequence.streams(torch.full((1, 2, DIM), torch.nan), torch.zeros(1, 2, DIM))
+    sequence.check()
