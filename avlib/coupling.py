@@ -22,7 +22,9 @@ class Coupling(nn.Module):
         reads: the streams that `fn` is called with, in this order.
         fn: a Module, or a function that holds no tensor that needs a gradient. It returns one
             tensor for each target (several in a tuple), each of its target's shape; other
-            floating dtypes are cast. It must not change what it reads.
+            floating dtypes are cast. It is called twice in a training step and must answer the
+            same twice: random numbers come from torch's default generators, and what it is given
+            stays as it is.
         keywords: keyword of `fn` → name among the `inputs` of the sequence.
 
     Raises:
@@ -41,7 +43,9 @@ class Coupling(nn.Module):
         self.fn = fn
         self.keywords = dict(keywords or {})
         if not callable(fn):
-            raise TypeError(f"{self}: got a {type(fn).__name__} to call; wanted a Module")
+            raise TypeError(
+                f"{self}: fn is {type(fn).__name__}, wanted something to call; pass a Module"
+            )
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(f"{self}: targets are {list(self.targets)}; name each stream once")
         both = sorted(set(self.targets) & set(self.reads))
@@ -65,33 +69,39 @@ class Coupling(nn.Module):
         Raises:
             TypeError, ValueError: `fn` returned something that cannot be added to its targets.
         """
-        versions = [streams[name]._version for name in self.reads]
-        out = self.fn(
-            *(streams[name] for name in self.reads),
-            **{keyword: inputs[name] for keyword, name in self.keywords.items()},
-        )
-        if versions != [streams[name]._version for name in self.reads]:
+        read = [streams[name] for name in self.reads]
+        given = {keyword: inputs[name] for keyword, name in self.keywords.items()}
+        tensors = [value for value in (*read, *given.values()) if isinstance(value, Tensor)]
+        versions = [version(tensor) for tensor in tensors]
+        out = self.fn(*read, **given)
+        if versions != [version(tensor) for tensor in tensors]:
             raise ValueError(
-                f"{self}: fn changed what it read; compute without in-place operations"
+                f"{self}: fn changed what it was given; compute without in-place operations"
             )
         deltas = tuple(out) if isinstance(out, (tuple, list)) else (out,)
         if len(deltas) != len(self.targets) or not all(isinstance(d, Tensor) for d in deltas):
             raise TypeError(
                 f"{self}: fn returned {[type(delta).__name__ for delta in deltas]}, wanted "
-                f"{len(self.targets)} tensor{'s' * (len(self.targets) > 1)}, one for each target"
+                f"{len(self.targets)} tensor{'s' * (len(self.targets) > 1)}; return one for each "
+                "target, several in a tuple"
             )
         for name, delta in zip(self.targets, deltas, strict=True):
             stream = streams[name]
             if delta.shape != stream.shape or not delta.is_floating_point():
                 raise ValueError(
                     f"{self}: fn returned {delta.dtype} of shape {tuple(delta.shape)}, wanted "
-                    f"floating point of shape {tuple(stream.shape)}, as the stream {name!r} has; "
-                    "what is added must have its target's shape"
+                    f"floating point of shape {tuple(stream.shape)}; return what can be added to "
+                    f"the stream {name!r}"
                 )
         return {
             name: delta.to(streams[name].dtype)
             for name, delta in zip(self.targets, deltas, strict=True)
         }
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; inference mode does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def step(
@@ -103,11 +113,17 @@ def step(
     back: bool = False,
 ) -> dict[str, Tensor]:
     """The streams after one coupling, or with `back` those before it; ordinary autograd."""
-    if grid is None or torch.is_grad_enabled():
+    if grid is None:
         return moved(streams, coupling(streams, inputs), grid, back=back)
-    with torch.enable_grad():  # some modules take another path without, and give other bits
-        read = {name: streams[name].detach().requires_grad_() for name in coupling.reads}
+    # Some modules take another path, and give other bits, where nothing needs a gradient.
+    read = {name: streams[name] for name in coupling.reads}
+    tensors = (*read.values(), *inputs.values(), *coupling.parameters())
+    needed = any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    with torch.enable_grad():
+        read = {n: s if s.requires_grad else s.detach().requires_grad_() for n, s in read.items()}
         deltas = coupling({**streams, **read}, inputs)
+    if not (needed and torch.is_grad_enabled()):
+        deltas = {name: delta.detach() for name, delta in deltas.items()}
     return moved(streams, deltas, grid, back=back)
 
 

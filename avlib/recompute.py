@@ -1,72 +1,93 @@
-"""The backward pass of a reversible block: compute it again, from its outputs."""
+"""The backward pass of a reversible sequence: what was not stored is computed again."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from threading import RLock
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from avlib.coupling import Coupling, Streams, moved, step
+from avlib.coupling import Coupling, Streams, moved, step, version
 from avlib.grid import Grid
 
-Tape = list[tuple[Tensor, ...]]  # where a block leaves its inputs, recomputed, for the one before
+_LOCK = RLock()  # held while leaves stand in for weights, and random states for those of now
+_Key = tuple[str, str]  # ("stream", name), ("input", name) or ("weight", name)
 
 
-def stored(
-    block: Iterable[Coupling], streams: Streams, inputs: Mapping[str, Any], grid: Grid | None
-) -> dict[str, Tensor]:
-    """The streams after a block under ordinary autograd."""
-    after = dict(streams)
-    for coupling in block:
-        after = step(coupling, after, inputs, grid)
-    return after
+class Tape:
+    """Hands streams from the backward pass of one coupling to that of the one before it."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.first = length, length  # `first` is the first that has a backward pass
+        self._left: tuple[int, dict[str, Tensor]] | None = None
+
+    def leave(self, index: int, streams: dict[str, Tensor]) -> None:
+        """Keep the streams as they were before this coupling, if any coupling wants them."""
+        self._left = (index, streams) if index > self.first else None
+
+    def take(self, index: int) -> dict[str, Tensor]:
+        """The streams as they were after this coupling."""
+        if self._left is None or self._left[0] != index + 1:
+            raise RuntimeError(
+                "reversible: two backward passes through one graph got in each other's way; run "
+                "one after the other, not from a hook or another thread"
+            )
+        (_, streams), self._left = self._left, None
+        return streams
 
 
 def recomputed(
-    block: Iterable[Coupling],
+    coupling: Coupling,
     streams: Streams,
     inputs: Mapping[str, Any],
     grid: Grid | None,
     tape: Tape,
-    *,
-    last: bool,
+    index: int,
 ) -> dict[str, Tensor]:
-    """The streams after a block that keeps nothing for its backward pass.
+    """The streams after the coupling in place `index`, which stores nothing for its backward pass.
 
-    Its outputs come back on the `tape`, from the block after it; the last block keeps its own.
+    Its backward pass gets the streams from the `tape`; the last coupling's has its own.
     """
-    tensors = _gather(block, streams, inputs)
+    tensors: dict[_Key, Tensor] = {("stream", name): s for name, s in streams.items()}
+    for name in coupling.keywords.values():
+        if isinstance(inputs[name], Tensor):
+            tensors["input", name] = inputs[name]
+    with _LOCK:
+        for name, weight in _places(coupling, nn.Module.named_parameters):
+            tensors["weight", name] = weight
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors.values()):
-        return stored(block, streams, inputs, grid)
-    call = _Call(block, tensors, inputs, grid, tape, last)
-    return dict(zip(streams, _Block.apply(call, *tensors.values()), strict=True))
-
-
-_Key = tuple[str | int, str]  # ("stream", name), ("input", name), (index of a coupling, weight)
+        return step(coupling, streams, inputs, grid)
+    tape.first = min(tape.first, index)
+    call = _Call(coupling, tensors, inputs, grid, tape, index)
+    return dict(zip(streams, _Recomputed.apply(call, *tensors.values()), strict=True))
 
 
 class _Call:
-    """One call of one block: the order of its tensors, and what computing it again needs."""
+    """One call of one coupling: the order of its tensors, and what computing it again needs."""
 
     def __init__(
         self,
-        block: Iterable[Coupling],
+        coupling: Coupling,
         tensors: Mapping[_Key, Tensor],
         inputs: Mapping[str, Any],
         grid: Grid | None,
         tape: Tape,
-        last: bool,
+        index: int,
     ) -> None:
-        self.block, self.grid, self.tape, self.last = tuple(block), grid, tape, last
+        self.coupling, self.grid, self.tape, self.index = coupling, grid, tape, index
+        self.last = index == tape.length - 1
         self.needs_grad = {key: tensor.requires_grad for key, tensor in tensors.items()}
-        names = {name for coupling in block for name in coupling.keywords.values()}
+        self.streams = [name for kind, name in tensors if kind == "stream"]
+        self.rest = [key for key in tensors if key[0] != "stream"]
+        names = coupling.keywords.values()
         self.constants = {n: inputs[n] for n in names if ("input", n) not in tensors}
-        self.training = [coupling.training for coupling in block]
+        self.training = [module.training for module in coupling.modules()]
         self.fingerprint: Tensor | None = None
+        self.random_state: RandomState = {}  # of the generators that were drawn from
+        self.buffers: list[str] = []
         self.devices = {torch.device("cpu"), *(tensor.device for tensor in tensors.values())}
-        self.random_states: list[RandomState] = []  # where a coupling drew from them
         kinds = {device.type for device in self.devices}
         self.autocasts = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
@@ -74,99 +95,130 @@ class _Call:
             if torch.amp.is_autocast_available(kind)
         ]
 
-    def sort(self, tensors: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[_Key, Tensor]]:
-        """The streams by name, and all the rest by key."""
-        by_key = dict(zip(self.needs_grad, tensors, strict=True))
-        streams = {key[1]: by_key.pop(key) for key in self.needs_grad if key[0] == "stream"}
-        return streams, by_key
-
     def deltas(
-        self, index: int, streams: Streams, rest: Mapping[_Key, Tensor]
+        self, streams: Streams, rest: Mapping[_Key, Tensor], buffers: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[_Key, Tensor]]:
-        """What a coupling adds, and the leaves of its graph: a graph of its own."""
-        coupling = self.block[index]
-        leaves: dict[_Key, Tensor] = {("stream", n): streams[n].detach() for n in coupling.reads}
-        for key, tensor in rest.items():
-            if key[0] == index or (key[0] == "input" and key[1] in coupling.keywords.values()):
-                leaves[key] = tensor.detach()
+        """What the coupling adds, and the leaves of its graph: a graph of its own."""
+        read = {("stream", name): streams[name] for name in self.coupling.reads}
+        leaves = {key: tensor.detach() for key, tensor in (*read.items(), *rest.items())}
         for key, leaf in leaves.items():
-            leaf.requires_grad_(key[0] == "stream" or self.needs_grad[key])
-        read = {name: leaf for (kind, name), leaf in leaves.items() if kind == "stream"}
-        given = {name: leaf for (kind, name), leaf in leaves.items() if kind == "input"}
-        weights = {name: leaf for (kind, name), leaf in leaves.items() if kind == index}
-        arguments = ({**streams, **read}, {**self.constants, **given})
+            leaf.requires_grad_(key in read or self.needs_grad[key])
+
+        def named(kind: str) -> dict[str, Tensor]:
+            return {key[1]: leaf for key, leaf in leaves.items() if key[0] == kind}
+
+        arguments = ({**streams, **named("stream")}, {**self.constants, **named("input")})
+        state = {**named("weight"), **buffers}
         with ExitStack() as stack:
             for autocast in self.autocasts:  # uncached: a cached cast belongs to another graph
                 stack.enter_context(torch.autocast(*autocast, cache_enabled=False))
             # Not under no_grad, in the forward pass either: some modules take another path there.
             stack.enter_context(torch.enable_grad())
-            # Tied weights are several leaves here; autograd adds their gradients outside.
-            return functional_call(coupling, weights, arguments, tie_weights=False), leaves
+            deltas = functional_call(self.coupling, state, arguments, tie_weights=False)
+        _refuse_strangers(self.coupling, deltas, leaves)
+        return deltas, leaves
 
 
-class _Block(torch.autograd.Function):
-    """A block whose backward recomputes. All that its outputs depend on is among its inputs."""
+class _Recomputed(torch.autograd.Function):
+    """A coupling. All that its outputs depend on is an input, so autograd does all the rest.
+
+    Streams that it does not touch pass through, so that couplings run backwards one by one.
+    """
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        streams, rest = call.sort(tensors)
+        streams = dict(zip(call.streams, tensors, strict=False))
+        rest = dict(zip(call.rest, tensors[len(streams) :], strict=True))
         if call.grid is not None:
-            call.fingerprint = call.grid.fingerprint(streams)
-        for index, coupling in enumerate(call.block):
+            call.fingerprint = call.grid.fingerprint(streams, call.coupling.targets)
+        buffers = dict(_places(call.coupling, nn.Module.named_buffers))
+        versions = {name: version(buffer) for name, buffer in buffers.items()}
+        copies = {name: buffer.clone() for name, buffer in buffers.items()}
+        with _LOCK:
             before = random_state(call.devices)
-            deltas, leaves = call.deltas(index, streams, rest)
-            drew = not same_state(before, random_state(call.devices))
-            call.random_states.append(before if drew else {})
-            _refuse_strangers(coupling, deltas, leaves)
-            streams = moved(streams, deltas, call.grid)
-            del deltas, leaves  # two graphs at once would be one too many
-        outputs = tuple(streams.values())
+            deltas, leaves = call.deltas(streams, rest, {})
+            after = random_state(call.devices)
+        for leaf in leaves.values():
+            if leaf.requires_grad:
+                leaf.register_hook(_refuse_outside)
+        call.random_state = {d: s for d, s in before.items() if not torch.equal(s, after[d])}
+        # What the call has changed, such as statistics, is kept as it was before.
+        for name, buffer in _places(call.coupling, nn.Module.named_buffers):
+            if buffer is not buffers.get(name) or version(buffer) != versions[name]:
+                buffers[name] = copies[name]
+        call.buffers = list(buffers)
+        outputs = tuple(moved(streams, deltas, call.grid).values())
         ctx.call = call
-        ctx.save_for_backward(*tensors[len(outputs) :], *(outputs if call.last else ()))
+        ctx.set_materialize_grads(False)
+        own = outputs if call.last else ()
+        ctx.save_for_backward(*rest.values(), *buffers.values(), *own)
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        call, coupling = ctx.call, ctx.call.coupling
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "reversible: a second derivative is asked for (create_graph=True), and there is "
                 "only the first; run the forward pass with reverse=False"
             )
-        call, saved, count = ctx.call, _saved_tensors(ctx), len(grads)
-        saved, outputs = (saved[:-count], saved[-count:]) if call.last else (saved, call.tape.pop())
-        streams, rest = call.sort((*outputs, *saved))
+        if [module.training for module in coupling.modules()] != call.training:
+            raise RuntimeError(
+                f"reversible: {coupling} was switched between .train() and .eval() after the "
+                "forward pass; call backward first"
+            )
+        saved = iter(_saved_tensors(ctx))
+        rest = dict(zip(call.rest, saved, strict=False))
+        buffers = {name: b.clone() for name, b in zip(call.buffers, saved, strict=False)}
+        streams = (
+            dict(zip(call.streams, saved, strict=True)) if call.last else call.tape.take(call.index)
+        )
         found: dict[_Key, Tensor | None] = dict.fromkeys(call.needs_grad)
         found.update({("stream", name): grad for name, grad in zip(streams, grads, strict=True)})
-        for index, coupling in reversed(list(enumerate(call.block))):
-            if coupling.training != call.training[index]:
-                raise RuntimeError(
-                    f"reversible: {coupling} was switched between .train() and .eval() after the "
-                    "forward pass; call backward first"
-                )
-            now = random_state(call.random_states[index])
+
+        with _LOCK:
+            now = random_state(call.random_state)
+            set_random_state(call.random_state)
             try:
-                _set_random_state(call.random_states[index])
-                deltas, leaves = call.deltas(index, streams, rest)
+                deltas, leaves = call.deltas(streams, rest, buffers)
             finally:
-                _set_random_state(now)
-            streams = moved(streams, deltas, call.grid, back=True)
-            outs = {name: delta for name, delta in deltas.items() if delta.requires_grad}
-            wanted = {key: leaf for key, leaf in leaves.items() if leaf.requires_grad}
-            if not outs:  # nothing that fn returns depends on what it was given
-                continue
-            into = [found["stream", name] for name in outs]
+                set_random_state(now)
+        streams = moved(streams, deltas, call.grid, back=True)
+        if call.grid is not None:
+            call.grid.compare(call.fingerprint, streams, coupling.targets)
+        call.tape.leave(call.index, streams)
+
+        given = {
+            n: d for n, d in deltas.items() if d.requires_grad and found["stream", n] is not None
+        }
+        wanted = {key: leaf for key, leaf in leaves.items() if leaf.requires_grad}
+        if given:
+            into = [found["stream", name] for name in given]
             got = torch.autograd.grad(
-                list(outs.values()), list(wanted.values()), into, allow_unused=True
+                list(given.values()), list(wanted.values()), into, allow_unused=True
             )
             for key, grad in zip(wanted, got, strict=True):
                 if grad is not None:
                     so_far = found[key]
                     found[key] = grad if so_far is None else so_far + grad
-            del deltas, outs, leaves, wanted
-        if call.grid is not None:
-            call.grid.compare(call.fingerprint, streams)
-        call.tape[:] = [tuple(streams.values())]
         return None, *found.values()
+
+
+def _places(coupling: Coupling, named: Callable[..., Any]) -> Iterator[tuple[str, Tensor]]:
+    """Each place that holds a parameter (or a buffer), once.
+
+    So tied weights are several leaves, whose gradients autograd adds, and a module that is used
+    twice is one. (`functional_call` breaks a module whose places it is given twice.)
+    """
+    for prefix, module in coupling.named_modules():
+        yield from named(module, prefix, recurse=False, remove_duplicate=False)
+
+
+def _refuse_outside(_: Tensor) -> None:
+    raise RuntimeError(
+        "reversible: something that a function computed on its way is differentiated from outside, "
+        "and its graph is gone; return it to a stream of its own, or use reverse=False"
+    )
 
 
 def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
@@ -176,40 +228,27 @@ def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
         if "inplace" not in str(error):
             raise
         raise RuntimeError(
-            "reversible: a parameter, an input or an output was changed in place after the forward "
-            "pass, so a block cannot be computed again; call backward before optimizer.step()"
+            "reversible: a parameter, a buffer, an input or an output was changed in place after "
+            "the forward pass, so nothing can be computed again; call backward first (before "
+            "optimizer.step()), or change a copy"
         ) from error
-
-
-def _gather(
-    block: Iterable[Coupling], streams: Streams, inputs: Mapping[str, Any]
-) -> dict[_Key, Tensor]:
-    """All that the outputs of a block depend on, streams first."""
-    tensors: dict[_Key, Tensor] = {("stream", name): s for name, s in streams.items()}
-    for index, coupling in enumerate(block):
-        for name in coupling.keywords.values():
-            if isinstance(inputs[name], Tensor):
-                tensors["input", name] = inputs[name]
-        for name, weight in coupling.named_parameters(remove_duplicate=False):
-            tensors[index, name] = weight
-    return tensors
 
 
 def _refuse_strangers(coupling: Coupling, deltas: Streams, leaves: Mapping[_Key, Tensor]) -> None:
     """Refuse a function of tensors that are not among its leaves: they would get no gradient."""
     known = {id(leaf) for leaf in leaves.values()}
-    nodes = [delta.grad_fn for delta in deltas.values()]
     strange = any(d.requires_grad and d.is_leaf and id(d) not in known for d in deltas.values())
-    seen = set(nodes)
+    nodes: list[Any] = [delta.grad_fn for delta in deltas.values()]
+    seen = {None, *nodes}
     while nodes and not strange:
-        node: Any = nodes.pop()
+        node = nodes.pop()
         if node is None:
             continue
-        variable = getattr(node, "variable", None)
-        strange = variable is not None and id(variable) not in known
-        following = {parent for parent, _ in node.next_functions} - seen
-        seen |= following
-        nodes.extend(following)
+        leaf = getattr(node, "variable", None)
+        strange = leaf is not None and id(leaf) not in known
+        parents = {parent for parent, _ in node.next_functions} - seen
+        seen |= parents
+        nodes.extend(parents)
     if strange:
         raise ValueError(
             f"{coupling}: fn depends on a tensor that needs a gradient and is neither a stream, an "
@@ -234,12 +273,8 @@ def random_state(devices: Iterable[torch.device]) -> RandomState:
     return state
 
 
-def same_state(one: RandomState, other: RandomState) -> bool:
-    """Whether no random number was drawn in between."""
-    return all(torch.equal(state, other[device]) for device, state in one.items())
-
-
-def _set_random_state(state: RandomState) -> None:
+def set_random_state(state: RandomState) -> None:
+    """Back to these states."""
     for device, numbers in state.items():
         if device.type == "cpu":
             torch.set_rng_state(numbers)

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from avlib.coupling import Coupling, Streams, step
 from avlib.grid import Grid
-from avlib.recompute import Tape, random_state, recomputed, same_state, stored
+from avlib.recompute import Tape, random_state, recomputed
 
 
 class ReversibleSequence(nn.Module):
     """Blocks of couplings over named streams: an inverse, and a backward pass that stores nothing.
 
     Gradients of streams, parameters and inputs are those of ordinary autograd, for a third more
-    arithmetic: going backwards, each block is computed again from its outputs.
+    arithmetic: going backwards, each coupling is computed again from its outputs. So each callable
+    runs twice in a training step, and so do its forward hooks. Streams come back as exactly as
+    `(x + f) - f` is x: to rounding, as long as what is added does not dwarf them.
 
     Args:
         blocks: each some couplings, in order.
@@ -31,6 +33,13 @@ class ReversibleSequence(nn.Module):
 
     def __init__(self, blocks: Iterable[Iterable[Coupling]], *, exact: bool = False) -> None:
         super().__init__()
+        blocks = [list(block) for block in blocks]
+        for kind in (type(part) for block in blocks for part in block):
+            if not issubclass(kind, Coupling):
+                raise TypeError(
+                    f"ReversibleSequence: a block holds a {kind.__name__}, wanted couplings; write "
+                    'Coupling("x1", "x2", fn) for x1 += fn(x2)'
+                )
         self.blocks: Any = nn.ModuleList(nn.ModuleList(block) for block in blocks)
         self.grid = Grid() if exact else None
 
@@ -53,13 +62,13 @@ class ReversibleSequence(nn.Module):
                 inputs or the training mode have changed.
         """
         streams, inputs = self._start(streams, inputs)
-        tape: Tape = []
-        for index, block in enumerate(self.blocks):
+        couplings = [coupling for block in self.blocks for coupling in block]
+        tape = Tape(len(couplings))
+        for index, coupling in enumerate(couplings):
             if reverse:
-                last = index == len(self.blocks) - 1
-                streams = recomputed(block, streams, inputs, self.grid, tape, last=last)
+                streams = recomputed(coupling, streams, inputs, self.grid, tape, index)
             else:
-                streams = stored(block, streams, inputs, self.grid)
+                streams = step(coupling, streams, inputs, self.grid)
         return streams
 
     def inverse(
@@ -78,7 +87,8 @@ class ReversibleSequence(nn.Module):
         for coupling in (c for block in reversed(self.blocks) for c in reversed(block)):
             before = random_state(devices)
             streams = step(coupling, streams, inputs, self.grid, back=True)
-            if not same_state(before, random_state(devices)):
+            after = random_state(devices)
+            if not all(torch.equal(state, after[device]) for device, state in before.items()):
                 raise ValueError(
                     f"inverse: {coupling} draws random numbers, so what it added cannot be "
                     "computed again; turn dropout off with .eval(), in the forward pass too"
@@ -94,7 +104,13 @@ class ReversibleSequence(nn.Module):
     def _start(
         self, streams: Streams, inputs: Mapping[str, Any] | None
     ) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-        inputs = inputs or {}
+        inputs = {} if inputs is None else inputs
+        for kind, names in (("streams", streams), ("inputs", inputs)):
+            if not isinstance(names, Mapping):
+                raise TypeError(
+                    f"reversible: {kind} is {type(names).__name__}, wanted a dictionary; give each "
+                    "tensor its name"
+                )
         for name, stream in streams.items():
             if not isinstance(stream, Tensor) or not stream.is_floating_point():
                 got = stream.dtype if isinstance(stream, Tensor) else type(stream).__name__

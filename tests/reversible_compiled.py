@@ -8,10 +8,11 @@ from avlib import DualModalityReversibleSequence
 torch.set_num_threads(1)
 torch._dynamo.config.recompile_limit = 64  # past it, eager code draws other random numbers
 torch.manual_seed(0)
-blocks = make_blocks(TYPES, dropout=0.2)
-eager = DualModalityReversibleSequence(blocks, TYPES).double()
+types = TYPES[1:2]
+blocks = make_blocks(types, dropout=0.2)
+eager = DualModalityReversibleSequence(blocks, types).double()
 compiled = DualModalityReversibleSequence(
-    [tuple(torch.compile(fn) for fn in block) for block in blocks], TYPES
+    [tuple(torch.compile(fn) for fn in block) for block in blocks], types
 )
 inputs = make_inputs()
 

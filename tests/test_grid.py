@@ -1,5 +1,7 @@
 """Exact mode: the inverse returns the very bits, and says so when it cannot."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -83,27 +85,40 @@ def test_gradients_are_exactly_those_of_ordinary_autograd_with_dropout():
     assert worst(results[1], results[0]) < 1e-6
 
 
-def test_modules_with_a_fast_path_without_gradients_are_exact_too():
-    class Self(nn.MultiheadAttention):
-        def forward(self, x):
-            return super().forward(x, x, x, need_weights=False)[0]
+class SelfAttention(nn.MultiheadAttention):
+    def forward(self, x):
+        return super().forward(x, x, x, need_weights=False)[0]
 
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("make", [SelfAttention, nn.TransformerEncoderLayer])
+def test_modules_with_a_fast_path_without_gradients_are_exact_too(make, frozen):
     torch.manual_seed(0)
-    layers = [Self(16, 2, batch_first=True) for _ in range(20)]
+    layers = [make(16, 2, batch_first=True) for _ in range(8)]
     sequence = ReversibleSequence(
         [[Coupling(*("ab" if i % 2 else "ba"), layer)] for i, layer in enumerate(layers)],
         exact=True,
-    ).eval()
+    )
+    sequence.eval().requires_grad_(not frozen)
     streams = {name: 10 * torch.randn(2, 6, 16) for name in "ab"}
     wanted = {name: snapped(stream) for name, stream in streams.items()}
-    for first in (torch.enable_grad, torch.no_grad):
-        for second in (torch.enable_grad, torch.no_grad):
-            with first():
-                after = sequence(streams)
-            with second():
-                back = sequence.inverse(after)
-            for name in "ab":
-                assert torch.equal(back[name], wanted[name])
+    modes = (torch.enable_grad, torch.no_grad, torch.inference_mode)
+    for first, second, grad in itertools.product(modes, modes, (True, False)):
+        with first():
+            given = {name: stream.clone().requires_grad_(grad) for name, stream in streams.items()}
+            after = sequence(given)
+            assert after["a"].requires_grad == (first == torch.enable_grad and (grad or not frozen))
+        with second():
+            back = sequence.inverse({name: stream.detach() for name, stream in after.items()})
+        for name in "ab":
+            assert torch.equal(back[name], wanted[name])
+
+
+def test_the_fingerprint_sees_places_and_signs():
+    grid = Grid()
+    for one, other in (([0.0, 0.0], [2.0, -2.0]), ([1.0, 2.0], [2.0, 1.0]), ([1.0], [-1.0])):
+        prints = [grid.fingerprint({"a": torch.tensor(t)}, ["a"]) for t in (one, other)]
+        assert not torch.equal(*prints)
 
 
 @pytest.mark.parametrize("reverse", [True, False])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -64,7 +65,8 @@ def test_the_gradients_compared_are_not_zero():
 
 def test_gradcheck_with_context():
     sequence = make_towers()
-    video, audio, context = (make_inputs(batch=1)[n] for n in ("video", "audio", "context"))
+    inputs = make_inputs(batch=1, video=2, audio=3, text=2, masks=False)
+    video, audio, context = (inputs[name] for name in ("video", "audio", "context"))
     assert torch.autograd.gradcheck(
         lambda v, a, c: sequence(v, a, context=c), (video, audio, context)
     )
@@ -148,8 +150,8 @@ def test_random_states_are_kept_only_where_numbers_were_drawn():
     for dropout in (0.0, 0.3):
         sequence, inputs = make_towers(dropout=dropout), make_inputs()
         node = sequence.streams(**inputs)[0].grad_fn
-        assert type(node).__name__ == "_BlockBackward"
-        assert all(bool(state) == bool(dropout) for state in node.call.random_states)
+        assert type(node).__name__ == "_RecomputedBackward"
+        assert bool(node.call.random_state) == bool(dropout)
 
 
 @pytest.mark.parametrize("only", ["video", "audio", "context", None])
@@ -327,6 +329,122 @@ def test_a_parametrised_weight():
     assert worst(gradients(sequence, inputs, reverse=True), wanted) < EXACT
 
 
+def chain(*callables):
+    """Float64 couplings that alternate between the streams a and b."""
+    couplings = [Coupling(*("ab" if i % 2 == 0 else "ba"), f) for i, f in enumerate(callables)]
+    return ReversibleSequence([couplings]).double()
+
+
+def both_ways(sequence, *, steps=2):
+    """Gradients of parameters and inputs by reverse=False on a copy, and by reverse=True."""
+    results = []
+    for reverse, model in ((False, copy.deepcopy(sequence)), (True, sequence)):
+        torch.manual_seed(3)
+        streams = {n: torch.randn(6, DIM, dtype=torch.float64, requires_grad=True) for n in "ab"}
+        for _ in range(steps):
+            loss_of(model(streams, reverse=reverse).values()).backward()
+        found = {name: weight.grad for name, weight in model.named_parameters()}
+        found |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+        results.append({**found, **{name: stream.grad for name, stream in streams.items()}})
+    return results
+
+
+def test_a_module_in_two_places_learns_and_stays_whole():
+    linear = nn.Linear(DIM, DIM)
+    sequence = chain(nn.Sequential(linear, nn.Tanh(), linear), nn.Linear(DIM, DIM), linear)
+    wanted, found = both_ways(sequence, steps=3)
+    assert worst(found, wanted) < EXACT
+    assert all(isinstance(weight, nn.Parameter) for weight in sequence.parameters())
+
+
+def test_statistics_are_counted_once():
+    sequence = chain(nn.BatchNorm1d(DIM), nn.Linear(DIM, DIM), nn.BatchNorm1d(DIM))
+    wanted, found = both_ways(sequence)
+    counted = [value.item() for name, value in found.items() if "num_batches" in name]
+    assert counted == [2, 2]
+    assert worst({n: t.double() for n, t in found.items()}, wanted) < EXACT
+
+
+def test_buffers_that_change_in_training_are_those_of_the_forward_pass():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(DIM, DIM)
+            self.register_buffer("mean", torch.zeros(DIM))
+
+        def forward(self, x):
+            x = self.linear(x)
+            self.mean = 0.9 * self.mean + x.detach().mean(0)
+            return x * self.mean
+
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(DIM, DIM))
+    wanted, found = both_ways(chain(Centred(), spectral, Centred()), steps=3)
+    assert worst(found, wanted) < EXACT
+
+
+def test_a_buffer_that_changes_before_backward_is_refused():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.ones(DIM))
+
+        def forward(self, x):
+            return x * self.mask
+
+    sequence = chain(Masked())
+    streams = {n: torch.randn(6, DIM, dtype=torch.float64, requires_grad=True) for n in "ab"}
+    loss = loss_of(sequence(streams).values())
+    sequence.blocks[0][0].fn.mask.mul_(3)
+    with pytest.raises(RuntimeError, match=r"a buffer.* changed in place"):
+        loss.backward()
+
+
+def test_what_gets_no_gradient_stays_without():
+    class Root(nn.Module):
+        def forward(self, x, c):
+            return (x + c).sqrt()
+
+    sequence = ReversibleSequence(
+        [
+            [Coupling("a", "b", lambda x, c: x + c, {"c": "c"})],
+            [Coupling("m", "n", Root(), {"c": "c"}), Coupling("m", "n", nn.Linear(3, 3))],
+        ]
+    )
+    streams = {name: torch.zeros(3) for name in "abmn"}
+    c = torch.zeros(3, requires_grad=True)
+    out = sequence(streams, {"c": c})
+    leaves = (c, *sequence.parameters())
+    found = torch.autograd.grad(out["a"].sum(), leaves, allow_unused=True)
+    assert found[0].tolist() == [1, 1, 1]  # the root's slope at 0, times no gradient, is not NaN
+    assert found[1:] == (None, None)
+
+
+def test_threads_that_train_one_model_do_not_mix():
+    sequence, inputs = make_towers(dropout=0.3).eval(), make_inputs()
+    leaves = [inputs["video"], *sequence.parameters()]
+    wanted = torch.autograd.grad(loss_of(sequence(**inputs, reverse=False)), leaves)
+    found = []
+
+    def work():
+        for _ in range(10):
+            found.append(torch.autograd.grad(loss_of(sequence(**inputs)), leaves))
+
+    threads = [Thread(target=work) for _ in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(found) == 30
+    for grads in found:
+        torch.testing.assert_close(grads, wanted, rtol=EXACT, atol=EXACT)
+
+
+def test_inference_mode():
+    sequence, inputs = make_towers(), make_inputs()
+    wanted = sequence(**inputs)[0]
+    with torch.inference_mode():
+        for reverse in (True, False):
+            torch.testing.assert_close(sequence(**inputs, reverse=reverse)[0], wanted.detach())
+
+
 def test_copies_and_pickles_and_replaced_modules():
     sequence, inputs = make_towers(), make_inputs()
     wanted = gradients(sequence, inputs, reverse=True)
@@ -379,14 +497,16 @@ def test_an_in_place_change_before_backward_is_refused(what):
             inputs["context"].add_(1)
         elif what == "output":
             halves[0].add_(1)
-    with pytest.raises(RuntimeError, match=r"in place .* call backward before optimizer.step"):
+    with pytest.raises(RuntimeError, match=r"in place .* call backward first"):
         loss.backward()
 
 
-def test_a_switch_between_train_and_eval_before_backward_is_refused():
+@pytest.mark.parametrize("part", ["all", "fn", "dropout"])
+def test_a_switch_between_train_and_eval_before_backward_is_refused(part):
     sequence = make_towers(dropout=0.5)
     loss = loss_of(sequence(**make_inputs()))
-    sequence.eval()
+    fn = sequence.sequence.blocks[1][0].fn
+    {"all": sequence, "fn": fn, "dropout": fn.dropout}[part].eval()
     with pytest.raises(RuntimeError, match=r"switched between \.train\(\) and \.eval\(\)"):
         loss.backward()
 
@@ -415,6 +535,38 @@ def test_a_closure_over_a_tensor_that_needs_a_gradient_is_refused():
         returned({"a": a})
 
 
+def test_what_is_computed_on_the_way_cannot_be_differentiated_from_outside():
+    class WithPenalty(nn.Linear):
+        def forward(self, x):
+            out = super().forward(x)
+            self.penalty = out.square().sum()
+            return out
+
+    fn = WithPenalty(DIM, DIM)
+    streams = {n: torch.randn(2, DIM, requires_grad=True) for n in "ab"}
+    out = ReversibleSequence([[Coupling("a", "b", fn)]])(streams)
+    with pytest.raises(RuntimeError, match=r"return it to a stream of its own, or use reverse"):
+        (out["a"].sum() + fn.penalty).backward()
+
+
+def test_a_weight_kept_from_the_forward_pass_is_refused():
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(DIM, DIM))
+    streams = {n: torch.randn(2, DIM, requires_grad=True) for n in "ab"}
+    with nn.utils.parametrize.cached():
+        out = ReversibleSequence([[Coupling("a", "b", linear)]])(streams)
+        with pytest.raises(ValueError, match=r"depends on a tensor that needs a gradient"):
+            out["a"].sum().backward()
+
+
+def test_a_backward_pass_within_another_is_refused():
+    sequence, inputs = make_towers(TYPES * 2), make_inputs()
+    loss, first = loss_of(sequence(**inputs)), inputs["video"]
+    weight = sequence.sequence.blocks[3][1].fn[1].weight
+    weight.register_hook(lambda _: torch.autograd.grad(loss, first, retain_graph=True) and None)
+    with pytest.raises(RuntimeError, match=r"two backward passes .* one after the other"):
+        loss.backward(retain_graph=True)
+
+
 def test_functions_without_weights_may_be_plain():
     a, b = (torch.randn(2, 3, DIM, requires_grad=True) for _ in range(2))
     results = [
@@ -425,6 +577,14 @@ def test_functions_without_weights_may_be_plain():
         for r in (True, False)
     ]
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_function_that_changes_a_mask_is_refused(grad):
+    streams = {"a": torch.randn(3), "b": torch.randn(3, requires_grad=grad)}
+    coupling = Coupling("a", "b", lambda x, mask: x * mask.mul_(2), {"mask": "mask"})
+    with pytest.raises(ValueError, match=r"fn changed what it was given; compute without"):
+        ReversibleSequence([[coupling]])(streams, {"mask": torch.ones(3)})
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -444,7 +604,7 @@ def test_what_cannot_be_a_coupling_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Coupling(targets, reads, nn.Identity())
-    with pytest.raises(TypeError, match=r"got a int to call; wanted a Module"):
+    with pytest.raises(TypeError, match=r"fn is int, wanted something to call; pass a Module"):
         Coupling("a", "b", 3)
 
 
@@ -459,7 +619,11 @@ def test_what_cannot_be_added_is_refused(reverse):
         ),
         (lambda x: x.sum(), ValueError, r"of shape \(\), wanted floating point of shape \(2, 3\)"),
         (lambda x: x.int(), ValueError, r"fn returned torch.int32 of shape"),
-        (lambda x: None, TypeError, r"fn returned \['NoneType'\], wanted 1 tensor, one for each"),
+        (
+            lambda x: None,
+            TypeError,
+            r"fn returned \['NoneType'\], wanted 1 tensor; return one for each",
+        ),
         (lambda x: (x, x), TypeError, r"fn returned \['Tensor', 'Tensor'\], wanted 1 tensor"),
     ):
         with pytest.raises(error, match=message):
@@ -481,6 +645,16 @@ def test_streams_and_inputs_that_are_missing_or_no_floats_are_refused():
         sequence({"a": a, "b": torch.arange(3)}, {"video_mask": None})
     with pytest.raises(TypeError, match=r"stream 'b' is list, wanted a floating-point"):
         sequence({"a": a, "b": [1.0]}, {"video_mask": None})
+    with pytest.raises(
+        TypeError, match=r"streams is Tensor, wanted a dictionary; give each tensor"
+    ):
+        sequence(a)
+    with pytest.raises(TypeError, match=r"inputs is Tensor, wanted a dictionary"):
+        sequence({"a": a, "b": a}, a)
+    with pytest.raises(
+        TypeError, match=r"a block holds a Linear, wanted couplings; write Coupling"
+    ):
+        ReversibleSequence([[nn.Linear(3, 3)]])
 
 
 def test_blocks_and_types_that_do_not_fit_are_refused():
@@ -624,8 +798,10 @@ def test_nothing_stays_alive_without_help_from_the_garbage_collector(backward):
         outputs = sequence.streams(**inputs)
         kept.append(weakref.ref(outputs[0].grad_fn.call))
         assert kept[-1]() is not None
+        tape = kept[-1]().tape
         if backward:
             loss_of(outputs).backward()
+            assert tape._left is None
         del outputs
         assert [alive() for alive in kept] == [None] * len(kept)
     finally:

@@ -335,3 +335,11 @@ def test_memory_of_a_reversible_model_does_not_grow_with_depth(make_zorro):
     ordinary, ours = (step_bytes(9, r) - step_bytes(3, r) for r in (False, True))
     assert ordinary > 1_000_000
     assert ours <= 0.01 * ordinary
+
+
+def test_a_reversible_model_refuses_a_switch_before_backward(make_zorro):
+    model = make_zorro(reversible=True, dropout=0.3).train()
+    out = model(**clips())
+    model.eval()
+    with pytest.raises(RuntimeError, match=r"switched between \.train\(\) and \.eval\(\)"):
+        out.sum().backward()
