@@ -46,7 +46,7 @@ class Grid:
     def watch(self, stream: Tensor) -> Tensor:
         """Flag values out of range; returns the stream."""
         if stream.numel():
-            low, high = stream.detach().aminmax()
+            low, high = stream.aminmax()
             self._flag("range", ~((low > -self.LIMIT) & (high < self.LIMIT)))
         return stream
 
@@ -54,7 +54,7 @@ class Grid:
         """Numbers that change when a bit of the named streams does."""
         sums = []
         for name in names:
-            bits = streams[name].contiguous().view(torch.int32).flatten()
+            bits = streams[name].view(torch.int32).flatten()
             # Odd weights that differ, in arithmetic modulo 2³²: neither place nor sign gets lost.
             weights = torch.arange(1, 2 * len(bits), 2, dtype=torch.int32, device=bits.device)
             sums.append((bits * weights).sum(dtype=torch.int64))

@@ -34,8 +34,7 @@ class Tape:
                 "reversible: two backward passes through one graph got in each other's way; run "
                 "one after the other, not from a hook or another thread"
             )
-        (_, streams), self._left = self._left, None
-        return streams
+        return self._left[1]
 
 
 def recomputed(
@@ -104,16 +103,20 @@ class _Call:
         for key, leaf in leaves.items():
             leaf.requires_grad_(key in read or self.needs_grad[key])
 
-        def named(kind: str) -> dict[str, Tensor]:
-            return {key[1]: leaf for key, leaf in leaves.items() if key[0] == kind}
-
-        arguments = ({**streams, **named("stream")}, {**self.constants, **named("input")})
-        state = {**named("weight"), **buffers}
         with ExitStack() as stack:
-            for autocast in self.autocasts:  # uncached: a cached cast belongs to another graph
-                stack.enter_context(torch.autocast(*autocast, cache_enabled=False))
+            for autocast in self.autocasts:
+                stack.enter_context(torch.autocast(*autocast))
             # Not under no_grad, in the forward pass either: some modules take another path there.
             stack.enter_context(torch.enable_grad())
+            # Views: of a leaf, autocast would keep a copy that belongs to this graph, and torch's
+            # module trackers do not bear one as an argument.
+            given = {key: leaf.view_as(leaf) for key, leaf in leaves.items()}
+            named = {
+                kind: {key[1]: tensor for key, tensor in given.items() if key[0] == kind}
+                for kind in ("stream", "input", "weight")
+            }
+            arguments = ({**streams, **named["stream"]}, {**self.constants, **named["input"]})
+            state = {**named["weight"], **buffers}
             deltas = functional_call(self.coupling, state, arguments, tie_weights=False)
         _refuse_strangers(self.coupling, deltas, leaves)
         return deltas, leaves
@@ -142,9 +145,8 @@ class _Recomputed(torch.autograd.Function):
             if leaf.requires_grad:
                 leaf.register_hook(_refuse_outside)
         call.random_state = {d: s for d, s in before.items() if not torch.equal(s, after[d])}
-        # What the call has changed, such as statistics, is kept as it was before.
-        for name, buffer in _places(call.coupling, nn.Module.named_buffers):
-            if buffer is not buffers.get(name) or version(buffer) != versions[name]:
+        for name, buffer in buffers.items():  # such as statistics: kept as they were before
+            if version(buffer) != versions[name]:
                 buffers[name] = copies[name]
         call.buffers = list(buffers)
         outputs = tuple(moved(streams, deltas, call.grid).values())
@@ -237,13 +239,11 @@ def _saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
 def _refuse_strangers(coupling: Coupling, deltas: Streams, leaves: Mapping[_Key, Tensor]) -> None:
     """Refuse a function of tensors that are not among its leaves: they would get no gradient."""
     known = {id(leaf) for leaf in leaves.values()}
-    strange = any(d.requires_grad and d.is_leaf and id(d) not in known for d in deltas.values())
-    nodes: list[Any] = [delta.grad_fn for delta in deltas.values()]
+    strange = any(delta.requires_grad and delta.is_leaf for delta in deltas.values())
+    nodes: list[Any] = [d.grad_fn for d in deltas.values() if d.grad_fn is not None]
     seen = {None, *nodes}
     while nodes and not strange:
         node = nodes.pop()
-        if node is None:
-            continue
         leaf = getattr(node, "variable", None)
         strange = leaf is not None and id(leaf) not in known
         parents = {parent for parent, _ in node.next_functions} - seen

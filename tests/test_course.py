@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from avlib.course import patchify, start_here, zorro_mask
+from avlib.course import patchify, reversible, start_here, zorro_mask
 from avlib.course.exercise import Exercise, Mistake, difference
 
 SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
 EXERCISES = [
     value
-    for chapter in (start_here, patchify, zorro_mask)
+    for chapter in (start_here, patchify, zorro_mask, reversible)
     for value in vars(chapter).values()
     if isinstance(value, Exercise)
 ]

@@ -61,6 +61,22 @@ def test_gradients_are_those_of_autograd_through_the_same_rounding(autocast):
     assert max(norms) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("frozen", "only"), [(True, "context"), (True, "video"), (True, None), (False, None)]
+)
+def test_gradients_where_only_one_thing_needs_them(frozen, only):
+    sequence = make_towers(exact=True, dtype=torch.float32).requires_grad_(not frozen)
+    inputs = make_inputs(torch.float32, grad=False)
+    if only:
+        inputs[only].requires_grad_()
+    elif frozen:
+        assert not sequence(**inputs)[0].requires_grad
+        return
+    wanted = gradients(sequence, inputs, reverse=False)
+    assert worst(gradients(sequence, inputs, reverse=True), wanted) < 1e-5
+    assert (only in wanted) == bool(only)
+
+
 def test_the_rounding_is_the_identity_to_the_gradient():
     values = torch.randn(100, requires_grad=True)
     rounded = Grid().round(values)
@@ -112,6 +128,37 @@ def test_modules_with_a_fast_path_without_gradients_are_exact_too(make, frozen):
             back = sequence.inverse({name: stream.detach() for name, stream in after.items()})
         for name in "ab":
             assert torch.equal(back[name], wanted[name])
+
+
+@pytest.mark.parametrize("make", [SelfAttention, nn.TransformerEncoderLayer])
+def test_exact_where_the_stream_that_is_read_needs_no_gradient(make):
+    torch.manual_seed(0)
+    layers = [make(16, 2, batch_first=True) for _ in range(48)]
+    sequence = ReversibleSequence([[Coupling("b", "a", layer) for layer in layers]], exact=True)
+    sequence.eval().requires_grad_(False)
+    streams = {name: 10 * torch.randn(4, 12, 16) for name in "ab"}
+    streams["b"].requires_grad_()
+    after = sequence(streams)
+    back = sequence.inverse({name: stream.detach() for name, stream in after.items()})
+    assert torch.equal(back["b"], snapped(streams["b"]))
+
+
+def test_the_range_ends_at_4096_and_empty_streams_are_within():
+    for value in (4096.0, -4096.0):
+        grid = Grid()
+        grid.watch(torch.tensor([0.0, value]))
+        with pytest.raises(RuntimeError, match="range"):
+            grid.check()
+    grid.watch(torch.tensor([4095.9, -4095.9]))
+    grid.watch(torch.zeros(0))
+    grid.check()
+
+
+def test_one_stream_that_differs_is_enough():
+    grid, same, other = Grid(), torch.zeros(3), torch.ones(3)
+    grid.compare(grid.fingerprint({"a": same, "b": same}, "ab"), {"a": same, "b": other}, "ab")
+    with pytest.raises(RuntimeError, match="answered otherwise"):
+        grid.check()
 
 
 def test_the_fingerprint_sees_places_and_signs():

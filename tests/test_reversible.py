@@ -146,6 +146,39 @@ def test_dropout_and_two_forwards_before_one_backward(train):
     assert worst(results[True], results[False]) < EXACT
 
 
+def test_a_failing_recomputation_leaves_the_random_state_alone():
+    class Failing(nn.Dropout):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls == 2:
+                super().forward(x)
+                raise ValueError("the second time")
+            return super().forward(x)
+
+    loss = pair_of(Failing(), nn.Identity())({n: torch.ones(3, requires_grad=True) for n in "ab"})
+    torch.rand(7)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="the second time"):
+        loss["a"].sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_on_the_meta_device_and_with_random_numbers_of_another_device():
+    class Drawing(nn.Linear):
+        def forward(self, x):
+            torch.rand(1, device="cpu")
+            return super().forward(x)
+
+    with torch.device("meta"):
+        sequence = pair_of(nn.Linear(8, 8), Drawing(8, 8))
+        out = sequence({n: torch.zeros(2, 8, requires_grad=True) for n in "ab"})
+    assert out["b"].grad_fn.call.random_state
+    out["b"].sum().backward()
+    assert all(weight.grad.is_meta for weight in sequence.parameters())
+
+
 def test_random_states_are_kept_only_where_numbers_were_drawn():
     for dropout in (0.0, 0.3):
         sequence, inputs = make_towers(dropout=dropout), make_inputs()
@@ -237,6 +270,29 @@ def test_bf16_autocast_with_the_backward_pass_inside_or_outside(inside):
     wanted = found(reverse=False, cache_enabled=False)
     assert worst(found(reverse=True), wanted) < 1e-6
     assert worst(found(reverse=True, enabled=False), wanted) > 1e-3
+
+
+def test_a_backward_pass_inside_autocast_of_a_forward_pass_without():
+    sequence, inputs = make_towers(dtype=torch.float32), make_inputs(torch.float32)
+    leaves, results = [inputs["video"], *sequence.parameters()], []
+    for reverse in (False, True):
+        loss = loss_of(sequence(**inputs, reverse=reverse))
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(dict(enumerate(torch.autograd.grad(loss, leaves))))
+    assert worst(results[1], results[0]) < 1e-5
+
+
+def test_autocast_keeps_no_copies_of_the_leaves():
+    sequence = make_towers(dtype=torch.float32)
+    inputs = make_inputs(torch.float32, masks=False)
+    loss_of(sequence(**inputs)).backward()
+
+    def steps(count):
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(count):
+                loss_of(sequence(**inputs)).backward()
+
+    assert peak_bytes(lambda: steps(6)) == peak_bytes(lambda: steps(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -355,6 +411,87 @@ def test_a_module_in_two_places_learns_and_stays_whole():
     wanted, found = both_ways(sequence, steps=3)
     assert worst(found, wanted) < EXACT
     assert all(isinstance(weight, nn.Parameter) for weight in sequence.parameters())
+
+
+class Twice(nn.Module):
+    """One parameter and one buffer under two names, and a layer that is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = self.again = nn.Parameter(torch.randn(DIM))
+        self.register_buffer("scale", torch.ones(DIM))
+        self.register_buffer("once_more", self.scale)
+        self.unused = nn.Linear(DIM, DIM)
+
+    def forward(self, x):
+        return x * self.weight * self.again * self.scale * self.once_more
+
+
+class Late(nn.Linear):
+    """A buffer that is made at the first call."""
+
+    def __init__(self):
+        super().__init__(DIM, DIM)
+        self.register_buffer("table", None)
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.arange(DIM).to(x)
+        return super().forward(x) + self.table
+
+
+class Nested(nn.Module):
+    """A sequence inside a callable."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = chain(nn.Linear(DIM, DIM), nn.Linear(DIM, DIM))
+
+    def forward(self, x):
+        return sum(self.inner({"a": x, "b": x}).values())
+
+
+def waves(x):
+    for _ in range(60):  # 2⁶⁰ paths through the graph
+        x = x.sin() + x.cos()
+    return x
+
+
+ODD = {
+    "constant": ("a", "b", torch.ones_like),
+    "detached": ("a", "b", torch.Tensor.detach),
+    "identity": ("a", "b", nn.Identity()),
+    "half constant": (("a", "b"), "c", lambda c: [2 * c, torch.ones_like(c)]),
+    "reads nothing": ("a", (), lambda: torch.ones(6, DIM)),
+    "ignores a read": ("a", ("b", "c"), lambda b, c: 2 * c),
+    "many paths": ("a", "b", waves),
+    "expanded": ("a", "b", lambda b: b.mean(1, keepdim=True).expand(-1, DIM)),
+    "two names": ("a", "b", Twice()),
+    "late buffer": ("a", "b", Late()),
+    "nested": ("a", ("b"), Nested()),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_functions(name):
+    targets, reads, fn = ODD[name]
+    sequence = ReversibleSequence([[Coupling(targets, reads, fn)] * 2]).double()
+    streams = {n: torch.randn(6, DIM, dtype=torch.float64, requires_grad=True) for n in "abc"}
+    leaves = [*streams.values(), *sequence.parameters()]
+    wanted, found = (
+        torch.autograd.grad(
+            loss_of(sequence(streams, reverse=reverse).values()), leaves, allow_unused=True
+        )
+        for reverse in (False, True)
+    )
+    assert [grad is None for grad in found] == [grad is None for grad in wanted]
+    given = [(one, two) for one, two in zip(found, wanted, strict=True) if one is not None]
+    torch.testing.assert_close(*zip(*given, strict=True), rtol=1e-10, atol=1e-10)
+
+
+def test_a_function_in_another_precision_than_its_stream():
+    streams = {name: torch.randn(2, 3, dtype=torch.bfloat16) for name in "ab"}
+    assert pair_of(torch.Tensor.float, nn.Identity())(streams)["a"].dtype == torch.bfloat16
 
 
 def test_statistics_are_counted_once():
@@ -480,6 +617,13 @@ def test_backward_twice_is_right_with_retain_graph_and_refused_without():
     assert worst(found, wanted) == 0
 
 
+def test_a_second_backward_pass_is_not_taken_for_a_change_in_place():
+    loss = sum(half.sum() for half in make_towers().streams(**make_inputs()))
+    loss.backward()
+    with pytest.raises(RuntimeError, match=r"^Trying to backward through the graph a second time"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("what", ["parameter", "context", "output", "optimizer"])
 def test_an_in_place_change_before_backward_is_refused(what):
     sequence, inputs = make_towers(), make_inputs()
@@ -530,9 +674,9 @@ def test_a_closure_over_a_tensor_that_needs_a_gradient_is_refused():
             pair_of(fn, nn.Identity())({"a": a, "b": b})
         stored = pair_of(fn, nn.Identity())({"a": a, "b": b}, reverse=False)
         assert stored["a"].requires_grad
-    returned = ReversibleSequence([[Coupling("a", (), lambda: weight.view(1, 1, DIM))]])
-    with pytest.raises(ValueError, match="wanted floating point of shape"):
-        returned({"a": a})
+    itself = ReversibleSequence([[Coupling("a", (), lambda: weight)]])
+    with pytest.raises(ValueError, match=r"depends on a tensor that needs a gradient"):
+        itself({"a": torch.ones(DIM, requires_grad=True)})
 
 
 def test_what_is_computed_on_the_way_cannot_be_differentiated_from_outside():
@@ -558,11 +702,14 @@ def test_a_weight_kept_from_the_forward_pass_is_refused():
             out["a"].sum().backward()
 
 
-def test_a_backward_pass_within_another_is_refused():
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_backward_pass_within_another_is_refused(whole):
     sequence, inputs = make_towers(TYPES * 2), make_inputs()
-    loss, first = loss_of(sequence(**inputs)), inputs["video"]
-    weight = sequence.sequence.blocks[3][1].fn[1].weight
-    weight.register_hook(lambda _: torch.autograd.grad(loss, first, retain_graph=True) and None)
+    loss, blocks = loss_of(sequence(**inputs)), sequence.sequence.blocks
+    leaf = inputs["video"] if whole else blocks[-1][-1].fn[1].weight
+    blocks[3][1].fn[1].weight.register_hook(
+        lambda _: torch.autograd.grad(loss, leaf, retain_graph=True) and None
+    )
     with pytest.raises(RuntimeError, match=r"two backward passes .* one after the other"):
         loss.backward(retain_graph=True)
 
@@ -713,6 +860,15 @@ def test_the_outputs_are_the_means_of_the_halves():
     assert not torch.equal(x1, x2)
 
 
+def test_the_inverse_keeps_the_halves_apart():
+    sequence = make_towers(TYPES[::2])
+    halves = [torch.randn(2, n, DIM, dtype=torch.float64) for n in (5, 5, 3, 3)]
+    with torch.no_grad():
+        before = dict(zip(("x1", "x2", "m1", "m2"), sequence.inverse(*halves), strict=True))
+        after = sequence.sequence(before, dict.fromkeys(("video_mask", "audio_mask")))
+    torch.testing.assert_close(list(after.values()), halves, rtol=0, atol=1e-12)
+
+
 def test_an_inverse_through_dropout_is_refused():
     sequence, inputs = make_towers(dropout=0.5), make_inputs()
     halves = sequence.streams(**inputs)
@@ -782,6 +938,24 @@ def test_memory_does_not_grow_with_depth(exact):
     ours = step_bytes(12, True, exact) - step_bytes(4, True, exact)
     assert ordinary > 1_000_000
     assert ours <= 0.01 * ordinary
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_where_nothing_is_learned_nothing_more_is_kept_than_without(frozen):
+    sequence = make_towers().requires_grad_(not frozen)
+    inputs = make_inputs(grad=False, masks=False, video=32)
+    with torch.set_grad_enabled(frozen):
+        counts = [peak_bytes(lambda r=r: sequence(**inputs, reverse=r)) for r in (True, False)]
+    assert counts[0] == counts[1]
+
+
+def test_the_tape_is_empty_after_the_first_block_that_learns():
+    sequence = make_towers(TYPES * 2)
+    sequence.sequence.blocks[:2].requires_grad_(False)
+    halves = sequence.streams(**make_inputs(grad=False))
+    tape = halves[0].grad_fn.call.tape
+    loss_of(halves).backward()
+    assert tape._left is None
 
 
 @pytest.mark.parametrize("backward", [True, False])

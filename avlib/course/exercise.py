@@ -124,6 +124,11 @@ def difference(answer: Any, wanted: Any) -> str | None:
         return None if same_error else f"gives {answer!r}, wanted {wanted!r}"
     if isinstance(wanted, tuple) and isinstance(answer, list):
         answer = tuple(answer)
+    if isinstance(wanted, tuple) and isinstance(answer, tuple) and len(wanted) == len(answer):
+        parts = enumerate(zip(answer, wanted, strict=True), 1)
+        if any(isinstance(part, Tensor) for part in wanted):
+            found = ((place, difference(*pair)) for place, pair in parts)
+            return next((f"result {place} {words}" for place, words in found if words), None)
     try:
         same = bool(answer == wanted)
     except Exception:  # a learner's answer may be anything, such as a tensor of several numbers

@@ -47,7 +47,7 @@ NOTEBOOKS = {
     "05": ("mask gallery", "masks", (3, 1), False),
     "06": ("training", "masks", (4, 1), False),
     "07": ("fusion", "masks", (5, 1), False),
-    "03": ("reversible", "memory", (2, 0), False),
+    "03": ("reversible", "memory", (2, 0), True),
     "04": ("memory", "memory", (3, 0), False),
     "08": ("generation", "memory", (4, 0), False),
 }
