@@ -7,7 +7,7 @@ BIN := .venv/bin
 # JupyterLab neither asks about news nor looks for updates: the course needs no network.
 QUIET := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: lab test doctor notebooks
+.PHONY: lab test doctor notebooks bench
 .DEFAULT_GOAL := lab
 
 lab: .venv/ready
@@ -27,6 +27,11 @@ test: .venv/ready-for-tests
 # For authors: run every notebook from top to bottom and store its outputs.
 notebooks: .venv/ready-for-tests
 	$(BIN)/python tests/execute_notebooks.py
+
+# Measure beside other packages and write the tables in benchmarks/ (about ten minutes).
+bench: .venv/ready-for-tests
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/reversible.py
 
 .venv/ready: requirements.txt pyproject.toml
 	@echo "First call: installing into .venv (some minutes; what is downloaded is in the README)"

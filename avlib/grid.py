@@ -12,8 +12,8 @@ class Grid:
 
     There a float32 sum is exact while it stays within ±4096 (24 bits), so y − round(f · 2¹²) / 2¹²
     is x to the bit, whatever the precision that f is computed in, if f gives the same bits twice.
-    The gradient takes the rounding for the identity. (Fixed point in reversible networks:
-    Maclaurin et al. 2015, arXiv:1502.03492, sec. 3.1.)
+    The gradient takes the rounding for the identity. (Maclaurin et al. 2015, arXiv:1502.03492,
+    run the training itself backwards with fixed-point numbers.)
 
     Two things break this: a value outside the range, and a function that answers otherwise the
     second time. Both set a flag on the device, which `check` reads: no step waits for it.
@@ -24,6 +24,7 @@ class Grid:
 
     def __init__(self) -> None:
         self._flags: dict[str, Tensor] = {}
+        self._weights: dict[tuple[int, torch.device], Tensor] = {}
 
     def enter(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The streams rounded to the grid.
@@ -51,13 +52,16 @@ class Grid:
         return stream
 
     def fingerprint(self, streams: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
-        """Numbers that change when a bit of the named streams does."""
+        """Numbers that almost surely change when the named streams do."""
         sums = []
         for name in names:
-            bits = streams[name].view(torch.int32).flatten()
-            # Odd weights that differ, in arithmetic modulo 2³²: neither place nor sign gets lost.
-            weights = torch.arange(1, 2 * len(bits), 2, dtype=torch.int32, device=bits.device)
-            sums.append((bits * weights).sum(dtype=torch.int64))
+            bits = streams[name].reshape(-1).view(torch.int32).long()
+            key = len(bits), bits.device
+            if key not in self._weights:
+                seeded = torch.Generator().manual_seed(0)
+                drawn = torch.randint(-(2**62), 2**62, key[:1], generator=seeded)
+                self._weights[key] = (2 * drawn + 1).to(bits.device)
+            sums.append((bits * self._weights[key]).sum())  # modulo 2⁶⁴
         return torch.stack(sums)
 
     def compare(

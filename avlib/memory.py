@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_iter
 def peak_bytes(step: Callable[[], Any]) -> int:
     """The most bytes of tensor storage made while `step` ran and alive at one time.
 
-    What was there before is not counted, nor what a kernel allocates and frees within itself. The
-    count is that of tensors, so it is the same in every run: no allocator rounds it.
+    Counted are the results of tensor operations: not what was there before, what a kernel
+    allocates and frees within itself, nor what is made without an operation, such as
+    `torch.tensor(list)` or the state of a random generator. No allocator rounds the count, so it
+    is the same in every run.
     """
     with _LiveBytes() as counter:
         step()

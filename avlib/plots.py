@@ -274,6 +274,7 @@ def couplings(
     streams: Mapping[str, str],
     *,
     current: int | None = None,
+    sign: str = "+",
     values: Mapping[str, object] | None = None,
     title: str = "",
     ax: Axes | None = None,
@@ -283,7 +284,8 @@ def couplings(
     Args:
         steps: (target, reads, name of the function) for each coupling, in order.
         streams: stream → the group whose colour it has, top to bottom.
-        current: frame this step in red and fade those after it; by default all are drawn alike.
+        current: draw this step in red and fade those after it; by default all are drawn alike.
+        sign: what stands in the circles on the targets.
         values: what to write at the right end of each wire.
         title: above the picture.
         ax: where to draw; by default a new figure.
@@ -310,7 +312,9 @@ def couplings(
         plus = x + 0.4
         ax.plot([x, plus, plus], [box, box, top], color=edge, lw=1.5, alpha=alpha, zorder=2)
         ax.plot(plus, top, "o", color="white", mec=edge, mew=1.5, ms=15, alpha=alpha, zorder=4)
-        ax.text(plus, top, "+", ha="center", va="center_baseline", color=INK, alpha=alpha, zorder=5)
+        ax.text(
+            plus, top, sign, ha="center", va="center_baseline", color=INK, alpha=alpha, zorder=5
+        )
         face = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": edge, "lw": 1.5, "alpha": alpha}
         ax.text(x + 0.13, box, name, ha="center", va="center", color=INK, bbox=face, zorder=3)
     _bare(ax)

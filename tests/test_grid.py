@@ -163,7 +163,15 @@ def test_one_stream_that_differs_is_enough():
 
 def test_the_fingerprint_sees_places_and_signs():
     grid = Grid()
-    for one, other in (([0.0, 0.0], [2.0, -2.0]), ([1.0, 2.0], [2.0, 1.0]), ([1.0], [-1.0])):
+    tiny = 2.0**-12
+    for one, other in (
+        ([0.0, 0.0], [2.0, -2.0]),
+        ([1.0, 2.0], [2.0, 1.0]),
+        ([1.0], [-1.0]),
+        ([1.0, 1.0], [-1.0, -1.0]),
+        ([3000.0, 3000.0], [3000 + 3 * tiny, 3000 - tiny]),
+        ([1.5] * 4, [1.5 + tiny, 1.5 - tiny, 1.5 - tiny, 1.5 + tiny]),
+    ):
         prints = [grid.fingerprint({"a": torch.tensor(t)}, ["a"]) for t in (one, other)]
         assert not torch.equal(*prints)
 

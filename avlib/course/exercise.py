@@ -35,8 +35,9 @@ class Exercise:
         hints: two; the first points the way, the second almost gives it away.
         cases: arguments to try, one tuple for each call.
         reference: the right answer by a slow loop, for exercises that have one answer.
+        returns: names of what it returns, where that is several tensors.
         verify: answer → None or what is wrong, for exercises that have many; called with
-            whatever the learner's function returned, it must not raise.
+            whatever the learner's function returned.
         mistakes: wrong solutions by name.
     """
 
@@ -47,6 +48,7 @@ class Exercise:
     hints: tuple[str, str]
     cases: Sequence[tuple[Any, ...]] = ((),)
     reference: Function | None = None
+    returns: Sequence[str] = ()
     verify: Callable[[Any], str | None] | None = None
     mistakes: Mapping[str, Mistake] = field(default_factory=dict)
 
@@ -87,16 +89,20 @@ class Exercise:
         if answer is None:
             return f"{self._call(case)} returned None. Does it end with return?"
         if self.verify is not None:
-            return self.verify(answer)
+            try:
+                return self.verify(answer)
+            except Exception as error:  # an answer may be anything
+                return f"{answer!r} cannot be checked ({type(error).__name__}: {error})"
         assert self.reference is not None
-        found = difference(answer, self.reference(*_copies(case)))
+        found = difference(answer, self.reference(*_copies(case)), self.returns)
         return found and f"{self._call(case)} {found}"
 
     def _likely(self, answers: list[Any]) -> str | None:
         """The words of the mistake that gives just these answers; `verify` has words of its own."""
         for mistake in self.mistakes.values() if self.reference else ():
             theirs = [_outcome(mistake.function, case) for case in self.cases]
-            if all(difference(a, b) is None for a, b in zip(answers, theirs, strict=True)):
+            pairs = zip(answers, theirs, strict=True)
+            if all(difference(mine, other, self.returns) is None for mine, other in pairs):
                 return mistake.says
         return None
 
@@ -104,8 +110,18 @@ class Exercise:
         return f"{self.name}({', '.join(map(_shown, case))})"
 
 
-def difference(answer: Any, wanted: Any) -> str | None:
-    """How an answer differs from the wanted one, in words; None where they agree."""
+def difference(answer: Any, wanted: Any, names: Sequence[str] = ()) -> str | None:
+    """How an answer differs from the wanted one, in words; None where they agree.
+
+    With `names` both hold one tensor for each name.
+    """
+    if names and isinstance(wanted, tuple):
+        if not isinstance(answer, (tuple, list)) or len(answer) != len(names):
+            return f"must return {len(names)} tensors: {', '.join(names)}"
+        for name, one, other in zip(names, answer, wanted, strict=False):
+            if found := difference(one, other):
+                return f"is wrong in {name}, which {found}"
+        return None
     if isinstance(wanted, Tensor):
         if not isinstance(answer, Tensor):
             return f"returned {type(answer).__name__}, wanted a tensor (torch.tensor makes one)"
@@ -113,6 +129,8 @@ def difference(answer: Any, wanted: Any) -> str | None:
             return f"has shape {tuple(answer.shape)}, wanted {tuple(wanted.shape)}"
         if (answer.dtype == torch.bool) != (wanted.dtype == torch.bool):
             return f"holds {answer.dtype}, wanted {wanted.dtype}"
+        if answer.requires_grad and not wanted.requires_grad:
+            return "still holds on to the graph that it was computed in; use .detach()"
         apart = ~torch.isclose(answer.double(), wanted.double(), atol=1e-5)
         if apart.any():
             place = tuple(apart.nonzero()[0].tolist())
@@ -122,13 +140,10 @@ def difference(answer: Any, wanted: Any) -> str | None:
     if isinstance(wanted, Exception):
         same_error = type(answer) is type(wanted) and str(answer) == str(wanted)
         return None if same_error else f"gives {answer!r}, wanted {wanted!r}"
+    if isinstance(wanted, tuple) and hasattr(answer, "tolist"):
+        answer = answer.tolist()
     if isinstance(wanted, tuple) and isinstance(answer, list):
         answer = tuple(answer)
-    if isinstance(wanted, tuple) and isinstance(answer, tuple) and len(wanted) == len(answer):
-        parts = enumerate(zip(answer, wanted, strict=True), 1)
-        if any(isinstance(part, Tensor) for part in wanted):
-            found = ((place, difference(*pair)) for place, pair in parts)
-            return next((f"result {place} {words}" for place, words in found if words), None)
     try:
         same = bool(answer == wanted)
     except Exception:  # a learner's answer may be anything, such as a tensor of several numbers
@@ -177,6 +192,6 @@ def _copies(case: tuple[Any, ...]) -> tuple[Any, ...]:
 def _shown(value: Any) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
-    if value.numel() > 36:
+    if value.numel() > 36 or (value.is_floating_point() and (value != value.round()).any()):
         return f"<tensor {tuple(value.shape)}>"
     return str((value.int() if value.dtype == torch.bool else value).tolist())

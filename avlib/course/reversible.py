@@ -135,6 +135,10 @@ uncouple = Exercise(
             lambda y1, y2, f, g: (y1 + f(y2 + g(y1)), y2 + g(y1)),
             "it adds once more. To undo, take away.",
         ),
+        "g for f": Mistake(
+            lambda y1, y2, f, g: (y1 - g(y2 - g(y1)), y2 - g(y1)),
+            "x2 is right, but x1 is computed with g. What was added to it is f(x2).",
+        ),
         "exchanged functions": Mistake(
             lambda y1, y2, f, g: (y1 - g(y2 - f(y1)), y2 - f(y1)),
             "f and g are exchanged: f was added to x1, g to x2.",
@@ -158,9 +162,9 @@ def _backward_by_autograd(
     f: Any, weight: Tensor, y1: Tensor, x2: Tensor, dy1: Tensor, dy2: Tensor
 ) -> tuple[Tensor, ...]:
     x1 = torch.stack([one - two for one, two in zip(y1, f(x2, weight), strict=True)])
-    leaves = [tensor.clone().requires_grad_() for tensor in (x1, x2, weight)]
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (x1, x2, weight)]
     outputs = (leaves[0] + f(leaves[1], leaves[2]), leaves[1] * 1)
-    return x1, *torch.autograd.grad(outputs, leaves, (dy1, dy2))
+    return x1.detach(), *torch.autograd.grad(outputs, leaves, (dy1, dy2))
 
 
 def _backward(
@@ -168,15 +172,18 @@ def _backward(
     dx1: Callable[[Tensor, Tensor], Tensor] = lambda dy1, dx2: dy1,
     dx2: Callable[[Tensor, Tensor], Tensor] = lambda through, dy2: through + dy2,
     incoming: Callable[[Tensor, Tensor], Tensor] = lambda dy1, dy2: dy1,
+    dx2_returned: Callable[[Tensor, Tensor], Tensor] = lambda dy1, dx2: dx2,
+    and_dy2: bool = False,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The right steps, to be replaced one at a time."""
 
     def run(f: Any, weight: Tensor, y1: Tensor, x2: Tensor, dy1: Tensor, dy2: Tensor) -> Any:
-        x2, weight = x2.clone().requires_grad_(), weight.clone().requires_grad_()
+        x2 = x2.detach().requires_grad_()
         added = f(x2, weight)
         through, dweight = torch.autograd.grad(added, (x2, weight), incoming(dy1, dy2))
         total = dx2(through, dy2)
-        return inverse(y1, added).detach(), dx1(dy1, total), total, dweight
+        first = dx1(dy1, total) + and_dy2 * dy2
+        return inverse(y1, added).detach(), first, dx2_returned(dy1, total), dweight
 
     return run
 
@@ -184,7 +191,7 @@ def _backward(
 def _five(seed: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
     weight, *streams = (torch.randn(3, 3, generator=generator) for _ in range(5))
-    return weight, *streams
+    return weight.requires_grad_(), *streams
 
 
 coupling_backward = Exercise(
@@ -193,18 +200,51 @@ coupling_backward = Exercise(
     minutes=12,
     difficulty=2,
     hints=(
-        "Three parts: make x2 and weight need a gradient and compute f again; take it away from "
-        "y1; ask torch.autograd.grad. Then ask on which ways x1 and x2 reached the outputs.",
-        "x1 only reaches y1, unchanged: dx1 = dy1. x2 reaches y1 through f, and y2 unchanged: "
-        "dx2 = (gradient through f, from dy1) + dy2. For torch.autograd.grad(added, (x2, weight), "
-        "dy1) both must be leaves: x2 = x2.detach().requires_grad_(), and the same for weight.",
+        "Three parts: make x2 need a gradient and compute f again; take it away from y1; ask "
+        "torch.autograd.grad. Then ask on which ways x1 and x2 reached the outputs.",
+        "x1 reaches y1 alone, unchanged: dx1 = dy1. x2 reaches y1 through f, and y2 unchanged: "
+        "dx2 = (gradient through f) + dy2. Both gradients through f come from "
+        "torch.autograd.grad(added, (x2, weight), dy1).",
     ),
     cases=[
         (_Named("tanh_layer", lambda x, weight: torch.tanh(x @ weight)), *_five(0)),
         (_Named("product", lambda x, weight: x * x * weight), *_five(1)),
     ],
     reference=_backward_by_autograd,
+    returns=("x1", "dx1", "dx2", "dweight"),
     mistakes={
+        "x2 is no leaf": Mistake(
+            lambda f, weight, y1, x2, dy1, dy2: torch.autograd.grad(
+                f(x2, weight), (x2, weight), dy1
+            ),
+            "x2 needs no gradient yet, so autograd cannot give one. Begin with "
+            "x2 = x2.detach().requires_grad_().",
+        ),
+        "from ones": Mistake(
+            _backward(incoming=lambda dy1, dy2: torch.ones_like(dy1)),
+            "the gradient through f starts from ones, as if the loss were the sum of y1. "
+            "Start from dy1, the third argument of torch.autograd.grad.",
+        ),
+        "exchanged": Mistake(
+            _backward(dx1=lambda dy1, dx2: dx2, dx2_returned=lambda dy1, dx2: dy1),
+            "dx1 and dx2 are exchanged.",
+        ),
+        "gradients exchanged": Mistake(
+            lambda f, weight, y1, x2, dy1, dy2: (
+                *(right := _backward()(f, weight, y1, x2, dy1, dy2))[:2],
+                right[3],
+                right[2],
+            ),
+            "dx2 and dweight are exchanged.",
+        ),
+        "f minus y1": Mistake(
+            _backward(inverse=lambda y1, added: added - y1),
+            "x1 has the wrong sign: take f away from y1, not y1 from f.",
+        ),
+        "both straight": Mistake(
+            _backward(dx1=lambda dy1, dx2: dy1, and_dy2=True),
+            "dx1 is dy1 + dy2. x1 reaches y1 alone: dx1 = dy1.",
+        ),
         "no straight way": Mistake(
             _backward(dx2=lambda through, dy2: through),
             "dx2 holds only what comes through f. x2 is an output too, so dy2 is added.",
@@ -276,6 +316,7 @@ def _secret_answer(answer: Any) -> str | None:
         letter, number = answer
     except (TypeError, ValueError):
         return f"it returned {answer!r}, wanted a letter and a number, such as ('A', 10)."
+    letter = str(letter).upper()
     if letter not in ("A", "B", "C"):
         return f"it names text {letter!r}; the texts are 'A', 'B' and 'C'."
     if letter != _SECRET[0]:
@@ -283,9 +324,13 @@ def _secret_answer(answer: Any) -> str | None:
             f"with text {letter} the inverse ends in noise. Every text gives some picture: "
             "draw all three side by side."
         )
+    try:
+        number = int(number)
+    except (TypeError, ValueError):
+        return f"right text. Return the number as a whole number, not {number!r}."
     if str(number) == str(_SECRET[1])[::-1]:
         return "right text; the number is read from left to right."
-    if str(number) != str(_SECRET[1]):
+    if number != _SECRET[1]:
         return f"right text. The picture does not say {number!r}: draw x1 after the inverse."
     return None
 
@@ -327,6 +372,7 @@ def some_outputs() -> tuple[DualModalityReversibleSequence, tuple[Tensor, ...]]:
 def _other_past(answer: Any) -> str | None:
     sequence, (x1, x2, m1, m2) = some_outputs()
     halves = list(answer) if isinstance(answer, (tuple, list)) else []
+    halves = [torch.as_tensor(half).detach().float() for half in halves]
     wanted = [half.shape for half in (x1, x2, m1, m2)]
     if [getattr(half, "shape", None) for half in halves] != wanted:
         return f"it must return four halves x1, x2, m1, m2 of shapes {[*map(tuple, wanted)]}."
@@ -334,7 +380,7 @@ def _other_past(answer: Any) -> str | None:
         ("video", halves[0] + halves[1], x1 + x2),
         ("audio", halves[2] + halves[3], m1 + m2),
     ):
-        if not torch.allclose(mine, theirs, atol=1e-5):
+        if (mine - theirs).abs().max() > 1e-6 * max(10.0, *(h.abs().max().item() for h in halves)):
             return (
                 f"the {name} output, the mean of its halves, is another one now. "
                 "What one half gains the other must lose."
@@ -345,7 +391,7 @@ def _other_past(answer: Any) -> str | None:
             for before in (sequence.inverse(*halves), sequence.inverse(x1, x2, m1, m2))
         )
     if torch.allclose(mine, theirs, atol=1e-3):
-        return "the inverse gives the old inputs: these halves have the same past."
+        return "these halves have the same past, or nearly so: change them more."
     return None
 
 
@@ -502,20 +548,28 @@ def _held(couplings: list[tuple[str, tuple[str, ...]]], blocks: int) -> dict[str
 def _one_way(answer: Any) -> str | None:
     try:
         couplings = [
-            (target, (reads,) if isinstance(reads, str) else tuple(reads))
-            for target, reads in answer
+            (pair[0], (pair[1],) if isinstance(pair[1], str) else tuple(pair[1]))
+            for pair in ([] if isinstance(answer, (dict, str)) else answer)
+            if isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
         ]
-    except (TypeError, ValueError):
-        return f"it returned {answer!r}, wanted pairs such as ('x1', ('x2', 'm2'))."
+    except TypeError:
+        couplings = []
+    if not couplings or len(couplings) != len(answer):
+        return f"it returned {answer!r}, wanted a list of pairs such as ('x1', ('x2', 'm2'))."
     for target, reads in couplings:
         unknown = {target, *reads} - set(_STREAMS)
         if unknown:
             return f"there is no stream {min(map(str, unknown))!r}; there are x1, x2, m1 and m2."
+        if not reads:
+            return f"{target} reads nothing: what is added to it would always be the same."
         if target in reads:
             return f"{target} reads itself: it could not be taken away again."
     idle = [name for name in _STREAMS if name not in {target for target, _ in couplings}]
     if idle:
         return f"nothing is ever added to {idle[0]}: this half never learns anything."
+    for tower in "xm":
+        if not any(t[0] == r[0] == tower for t, reads in couplings for r in reads):
+            return f"neither {tower}1 nor {tower}2 reads the other: a tower must read itself."
     for target, reads in couplings:
         if target[0] == "m" and any(read[0] == "x" for read in reads):
             return (
@@ -524,9 +578,12 @@ def _one_way(answer: Any) -> str | None:
     held = _held(couplings, 1)
     for name in ("x1", "x2"):
         if not held[name] & {"m1", "m2"}:
-            return f"after one block {name} holds no sound yet. Who could bring it some?"
-    if not any("m" in read for target, reads in couplings for read in reads if target[0] == "m"):
-        return "sound must read sound: neither m1 nor m2 reads the other."
+            later = (
+                " After two it does: the order counts."
+                if _held(couplings, 2)[name] & {"m1", "m2"}
+                else ""
+            )
+            return f"after one block {name} holds no sound yet.{later} Who could bring it some?"
     return None
 
 
@@ -534,7 +591,7 @@ one_way_block = Exercise(
     chapter="reversible",
     name="one_way_block",
     minutes=8,
-    difficulty=3,
+    difficulty=2,
     hints=(
         "Begin with the four couplings of intra_modality_self_attn. Which one could read a third "
         "stream as well?",
@@ -561,7 +618,11 @@ one_way_block = Exercise(
         ),
         "too late": Mistake(
             lambda: [("x2", "x1"), ("x1", ("x2", "m2")), ("m1", "m2"), ("m2", "m1")],
-            "after one block x2 holds no sound yet",
+            "after one block x2 holds no sound yet. After two it does: the order counts",
+        ),
+        "crossed": Mistake(
+            lambda: [("x1", "m2"), ("x2", "m1"), ("m1", "m2"), ("m2", "m1")],
+            "neither x1 nor x2 reads the other",
         ),
         "strange name": Mistake(lambda: [("video", ("audio",))], "there is no stream 'audio'"),
     },

@@ -12,7 +12,6 @@ def uncouple(y1, y2, f, g):
 
 def coupling_backward(f, weight, y1, x2, dy1, dy2):
     x2 = x2.detach().requires_grad_()
-    weight = weight.detach().requires_grad_()
     added = f(x2, weight)
     x1 = y1 - added.detach()
     through, dweight = torch.autograd.grad(added, (x2, weight), dy1)
