@@ -317,10 +317,11 @@ class Measured:
     """Results by contender, and the reasons why some have none."""
 
     depths: Sequence[int]
-    milliseconds: dict[tuple[str, int], float]  # medians
+    milliseconds: dict[int, float]  # of ordinary, median, by depth
+    ratios: dict[tuple[str, int], float]  # to ordinary in the same round, medians
     mib: dict[tuple[str, int], float]
     failures: dict[str, str]
-    spread: float = 0.0  # how far above its median the slowest step was, the worst of all
+    spread: float = 0.0  # how far above its median ordinary's slowest step was, the worst of all
 
 
 def measure(
@@ -332,7 +333,7 @@ def measure(
     autocast: bool = False,
 ) -> Measured:
     """Time and peak memory of each contender at each depth."""
-    found = Measured(depths, {}, {}, {})
+    found = Measured(depths, {}, {}, {}, {})
     for depth in depths:
         w = work(depth, torch.float32, tower=tower)
         steps: dict[str, Callable[[], None]] = {}
@@ -349,15 +350,19 @@ def measure(
             except Exception as error:  # whatever it is, the table gives it as the reason
                 found.failures[contender.name] = reason(error)
         taken: dict[str, list[float]] = {name: [] for name in steps}
-        for turn in range(rounds):  # in turns: when the machine slows down it hits all alike
-            progress(f"depth {depth}: round {turn + 1} of {rounds}")
+        turns = min(rounds * max(depths) // depth, 5 * rounds)  # short steps vary more
+        progress(f"depth {depth}: {turns} rounds")
+        for _ in range(turns):  # in turns: when the machine slows down it hits all alike
             for name, step in steps.items():
                 w.clear()
                 taken[name].append(seconds(step))
         for name, times in taken.items():
-            median = statistics.median(times)
-            found.milliseconds[name, depth] = 1000 * median
-            found.spread = max(found.spread, max(times) / median - 1)
+            pairs = zip(times, taken[ORDINARY], strict=True)
+            found.ratios[name, depth] = statistics.median(one / base for one, base in pairs)
+        found.milliseconds[depth] = 1000 * statistics.median(taken[ORDINARY])
+        found.spread = max(
+            found.spread, 1000 * max(taken[ORDINARY]) / found.milliseconds[depth] - 1
+        )
     return found
 
 
@@ -436,9 +441,8 @@ def time_and_memory(contenders: Sequence[Contender], found: Measured) -> str:
     low, high = (12 if 12 in found.depths[:-1] else found.depths[0]), found.depths[-1]
 
     def times(depth: int) -> list[str]:
-        base = found.milliseconds[ORDINARY, depth]
-        ratios = (found.milliseconds.get((name, depth)) for name in others)
-        return [f"{base:.0f} ms", *("–" if r is None else f"{r / base:.2f} ×" for r in ratios)]
+        ratios = (found.ratios.get((name, depth)) for name in others)
+        return [f"{found.milliseconds[depth]:.0f} ms", *(cell(r, ".2f", " ×") for r in ratios)]
 
     def slope(name: str) -> float | None:
         ends = [found.mib.get((name, depth)) for depth in (low, high)]
@@ -456,8 +460,9 @@ def time_and_memory(contenders: Sequence[Contender], found: Measured) -> str:
         ["of ordinary's", *(cell(s and 100 * s / base, ".1f", " %") for s in slopes)],
     ]
     return (
-        "Time, medians: milliseconds for ordinary autograd, for the others their ratio to it. "
-        f"The slowest step was {100 * found.spread:.0f} % above its median.\n\n"
+        "Time: milliseconds for ordinary autograd, for the others their ratio to it in the same "
+        "round; medians. Of one depth the slowest ordinary step was up to "
+        f"{100 * found.spread:.0f} % above the median.\n\n"
         + markdown(["depth", *names], [[str(d), *times(d)] for d in found.depths])
         + "\nPeak memory in MiB, without parameters, inputs and their gradients: "
         + ("`max_memory_allocated`" if DEVICE.type == "cuda" else "the bytes of tensors alive")
@@ -484,7 +489,7 @@ Written by `{command}` on {date.today()}.
 - Python {platform.python_version()}, torch {torch.__version__}, {packages}
 - Batch {BATCH}; {VIDEO} video, {AUDIO} audio and {CONTEXT} context tokens of width {DIM};
   {HEADS} heads × {DIM_HEAD}; feed-forward × {MULT}; pre-norm; no dropout; no masks
-- A step is forward and backward; {args.rounds} rounds, in which the contenders take turns
+- A step is forward and backward; {args.rounds} rounds or more, in which the contenders take turns
 """
 
 

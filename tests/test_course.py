@@ -117,6 +117,91 @@ def test_difference_names_what_differs(answer, words):
         raise AssertionError(difference(answer, torch.tensor([0.0, 1.0])))
 
 
+def test_several_results_are_named():
+    def attempt(*changed):
+        right = reversible._backward()
+        return lambda *case: (*(right(*case) if not changed else changed[0](*right(*case))),)
+
+    judge = reversible.coupling_backward.judge
+    assert judge(attempt()).startswith("✓")
+    for change, words in (
+        (lambda x1, a, b, c: (x1, a, b), "must return 4 tensors: x1, dx1, dx2, dweight"),
+        (lambda x1, a, b, c: (x1, a, b + 1, c), "is wrong in dx2, which at [0, 0] gives"),
+        (lambda x1, a, b, c: (x1 + 0 * c.clone().requires_grad_(), a, b, c), "use .detach()"),
+        (lambda x1, a, b, c: (x1, a, b, None), "is wrong in dweight, which returned NoneType"),
+    ):
+        said = judge(attempt(change))
+        assert said.startswith("✗")
+        assert words in said
+        assert "tensor([" not in said
+
+
+def _by_backward(f, weight, y1, x2, dy1, dy2):
+    x2 = x2.clone().requires_grad_()
+    weight.grad = None
+    out = f(x2, weight)
+    out.backward(dy1)
+    return [(y1 - out).detach(), dy1, x2.grad.add_(dy2), weight.grad]
+
+
+def _by_the_whole_graph(f, weight, y1, x2, dy1, dy2):
+    with torch.no_grad():
+        x1 = y1 - f(x2, weight)
+    leaves = [x1.requires_grad_(), x2.requires_grad_(), weight]
+    grads = torch.autograd.grad((leaves[0] + f(x2, weight), 1 * x2), leaves, (dy1, dy2))
+    return x1.detach(), *grads
+
+
+def _other_halves(change):
+    return lambda: change(*reversible.some_outputs()[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("uncouple", lambda y1, y2, f, g: [y1 - f(y2 - g(y1)), y2 - g(y1)]),
+        ("uncouple", lambda y1, y2, f, g: torch.tensor([y1 - f(y2 - g(y1)), y2 - g(y1)])),
+        ("coupling_backward", _by_backward),
+        ("coupling_backward", _by_the_whole_graph),
+        ("secret_frame", lambda: ["b", "73"]),
+        ("secret_frame", lambda: ("B", torch.tensor(73.0))),
+        ("two_pasts", _other_halves(lambda a, b, c, d: [a.double() + 1, b.double() - 1, c, d])),
+        ("two_pasts", _other_halves(lambda a, b, c, d: (a + 900, b - 900, d, c))),
+        ("two_pasts", _other_halves(lambda a, b, c, d: tuple(t.numpy() for t in (b, a, d, c)))),
+        ("find_the_bugs", lambda: dict(zip("DCBA", (1, 5, 3, 2), strict=True))),
+        (
+            "one_way_block",
+            lambda: [["m1", "m2"], ["m2", "m1"], ["x1", ["x2", "m2"]], ["x2", ["x1"]]],
+        ),
+        (
+            "one_way_block",
+            lambda: [("x1", ("x2", "m1", "m2")), ("x2", "m1"), ("m1", "m2"), ("m2", "m1")],
+        ),
+    ],
+)
+def test_other_right_solutions_pass_too(name, right):
+    assert getattr(reversible, name).judge(right) == f"✓ {name}: right."
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "words"),
+    [
+        ("secret_frame", lambda: ("B", (7, 3)), "Return the number as a whole number"),
+        ("secret_frame", lambda: ("Z", 73), "the texts are 'A', 'B' and 'C'"),
+        ("two_pasts", _other_halves(lambda a, b, c, d: (a + 1e-4, b - 1e-4, c, d)), "nearly so"),
+        ("find_the_bugs", lambda: {"A": [2], "B": 3, "C": 5, "D": 1}, "find_the_bugs"),
+        ("one_way_block", lambda: {"x1": ("x2", "m2")}, "wanted a list of pairs"),
+        ("one_way_block", lambda: ["x1", "x2"], "wanted a list of pairs"),
+        ("one_way_block", lambda: [(("x1", "x2"), ("m1", "m2"))], "wanted a list of pairs"),
+        ("one_way_block", lambda: [("m2", ())], "m2 reads nothing"),
+    ],
+)
+def test_odd_answers_get_true_words(name, wrong, words):
+    said = getattr(reversible, name).judge(wrong)
+    assert said.startswith("✗")
+    assert words in said
+
+
 def test_hints(capsys):
     start_here.count_patches.hint(2)
     assert capsys.readouterr().out.startswith("Hint 2 of 2: A row holds")
