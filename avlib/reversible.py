@@ -131,7 +131,7 @@ class ReversibleSequence(nn.Module):
         return dict(streams) if self.grid is None else self.grid.enter(streams), inputs
 
 
-_OWN = {"context": "context", "context_mask": "context_mask"}
+_TEXT = {"context": "context", "context_mask": "context_mask"}
 # type → its couplings: target, reads, which of the four callables, keywords
 BLOCK_TYPES: dict[str, tuple[tuple[str, tuple[str, ...], str, dict[str, str]], ...]] = {
     "intra_modality_self_attn": (
@@ -141,9 +141,9 @@ BLOCK_TYPES: dict[str, tuple[tuple[str, tuple[str, ...], str, dict[str, str]], .
         ("m2", ("m1",), "k", {}),
     ),
     "intra_modality_cross_attn": (
-        ("x1", ("x2",), "f", {**_OWN, "mask": "video_mask"}),
+        ("x1", ("x2",), "f", {**_TEXT, "mask": "video_mask"}),
         ("x2", ("x1",), "g", {}),
-        ("m1", ("m2",), "j", {**_OWN, "mask": "audio_mask"}),
+        ("m1", ("m2",), "j", {**_TEXT, "mask": "audio_mask"}),
         ("m2", ("m1",), "k", {}),
     ),
     "inter_modality_cross_attn": (

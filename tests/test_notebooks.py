@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import nbformat
@@ -77,3 +78,11 @@ def test_notebook_is_small_and_plain(path):
             assert output.output_type != "error"
             assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
             assert output.get("name") != "stderr"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_between_notebooks_lead_somewhere(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\(([^)#:]+)", cell.source):
+                assert (path.parent / target).exists(), target
