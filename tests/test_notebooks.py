@@ -84,5 +84,5 @@ def test_notebook_is_small_and_plain(path):
 def test_links_between_notebooks_lead_somewhere(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "markdown":
-            for target in re.findall(r"\]\(([^)#:]+)", cell.source):
+            for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", cell.source):
                 assert (path.parent / target).exists(), target
