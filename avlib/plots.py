@@ -284,7 +284,7 @@ def couplings(
     Args:
         steps: (target, reads, name of the function) for each coupling, in order.
         streams: stream → the group whose colour it has, top to bottom.
-        current: draw this step in orange-red and fade those after it; by default all are drawn alike.
+        current: draw this step in orange-red and those after it faded; by default all alike.
         sign: what stands in the circles on the targets.
         values: what to write at the right end of each wire.
         title: above the picture.
