@@ -140,11 +140,10 @@ class _Recomputed(torch.autograd.Function):
         with _LOCK:
             before = random_state(call.devices)
             deltas, leaves = call.deltas(streams, rest, {})
-            after = random_state(call.devices)
+            call.random_state = drawn_from(before)
         for leaf in leaves.values():
             if leaf.requires_grad:
                 leaf.register_hook(_refuse_outside)
-        call.random_state = {d: s for d, s in before.items() if not torch.equal(s, after[d])}
         for name, buffer in buffers.items():  # such as statistics: kept as they were before
             if version(buffer) != versions[name]:
                 buffers[name] = copies[name]
@@ -271,6 +270,12 @@ def random_state(devices: Iterable[torch.device]) -> RandomState:
         elif device.type != "meta":
             state[device] = torch.get_device_module(device).get_rng_state(device)
     return state
+
+
+def drawn_from(before: RandomState) -> RandomState:
+    """Those of the states that are others now, since random numbers were drawn."""
+    now = random_state(before)
+    return {device: state for device, state in before.items() if not state.equal(now[device])}
 
 
 def set_random_state(state: RandomState) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from avlib.coupling import Coupling, Streams, step
 from avlib.grid import Grid
-from avlib.recompute import Tape, random_state, recomputed
+from avlib.recompute import Tape, drawn_from, random_state, recomputed
 
 
 class ReversibleSequence(nn.Module):
@@ -88,8 +88,7 @@ class ReversibleSequence(nn.Module):
         for coupling in (c for block in reversed(self.blocks) for c in reversed(block)):
             before = random_state(devices)
             streams = step(coupling, streams, inputs, self.grid, back=True)
-            after = random_state(devices)
-            if not all(torch.equal(state, after[device]) for device, state in before.items()):
+            if drawn_from(before):
                 raise ValueError(
                     f"inverse: {coupling} draws random numbers, so what it added cannot be "
                     "computed again; turn dropout off with .eval(), in the forward pass too"

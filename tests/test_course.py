@@ -9,6 +9,7 @@ import torch
 
 from avlib.course import patchify, reversible, start_here, zorro_mask
 from avlib.course.exercise import Exercise, Mistake, difference
+from avlib.reversible import BLOCK_TYPES
 
 SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
 EXERCISES = [
@@ -216,3 +217,16 @@ def test_mistakes_do_not_hide_a_right_answer():
     }
     exercise = Exercise(**{**fields, "mistakes": wrong})
     assert exercise.judge(exercise.reference).startswith("✓")
+
+
+def test_the_towers_of_the_notebook_do_not_drop_their_masks():
+    sequence = reversible.towers(3, 8, types=BLOCK_TYPES).eval()
+    video, audio, context = (torch.randn(1, n, 8) for n in (3, 4, 5))
+    hidden = torch.tensor([[True, True, True, True, False]])
+    before = sequence(video, audio, context=context, context_mask=hidden)
+    context[:, 4] += 1
+    torch.testing.assert_close(sequence(video, audio, context=context, context_mask=hidden), before)
+    assert not torch.allclose(sequence(video, audio, context=context)[0], before[0])
+    only_first = torch.tensor([[True, False, False, False]])
+    shown = sequence(video, audio, context=context, audio_mask=only_first)[0]
+    assert not torch.allclose(shown, sequence(video, audio, context=context)[0])

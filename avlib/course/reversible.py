@@ -33,8 +33,13 @@ class Read(nn.Module):
         context_mask: Tensor | None = None,
     ) -> Tensor:
         """What the tokens have read."""
-        keys = {"keys": tokens if context is None else context}
-        read = self.attention({"tokens": tokens}, _READS, context=keys)
+        keys, real = (tokens, mask) if context is None else (context, context_mask)
+        read = self.attention(
+            {"tokens": tokens},
+            _READS,
+            context={"keys": keys},
+            key_masks=None if real is None else {"keys": real},
+        )
         return self.gain * read["tokens"]
 
 
