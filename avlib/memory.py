@@ -1,52 +1,185 @@
-"""How many bytes of tensors are alive, counted on the CPU."""
+"""Where the memory of a training step goes: measured on this machine, or predicted for another.
 
-import weakref
-from collections.abc import Callable
+Measured is what is there after each tensor operation, entered in a `Ledger`. Predicted is the same
+on fake tensors, which have sizes and no numbers: nothing is allocated, and nothing computed.
+"""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch import Tensor, nn
+
+from avlib.ledger import Ledger, tensors_in, watched
+
+KINDS = (
+    "parameters",  # and buffers
+    "gradients",  # of parameters
+    "optimizer",  # its state
+    "inputs",  # what else was there before the step, and is read by it
+    "activations",  # made by the forward pass, and still there when the backward pass begins
+    "temporaries",  # made by the step, and gone before
+    "workspaces",  # what kernels take for themselves while they run; known on CUDA alone
+)
+_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryUse:
+    """The bytes of a step, by kind, at each of some moments.
+
+    Args:
+        timeline: kind (see `KINDS`) → bytes at each moment.
+        phases: for each moment "before", "forward", "backward" or "optimizer".
+        allocator: on CUDA, what its allocator says of a step without a ledger, in bytes at the
+            peak: `requested` by tensors and kernels, `allocated` with their sizes rounded up,
+            `reserved` with what it keeps in store; `other` was there and not read by the step.
+    """
+
+    timeline: Mapping[str, Tensor]
+    phases: Sequence[str]
+    allocator: Mapping[str, int] | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """Bytes of all kinds at each moment."""
+        return torch.stack([self.timeline[kind] for kind in KINDS]).sum(0)
+
+    @property
+    def peak(self) -> int:
+        """The most bytes there at one moment."""
+        return int(self.total.max())
+
+    @property
+    def at_peak(self) -> dict[str, int]:
+        """Kind → bytes at the first moment at which the total is largest."""
+        moment = int(self.total.argmax())
+        return {kind: int(self.timeline[kind][moment]) for kind in KINDS}
+
+    def __str__(self) -> str:
+        unit, size = next((u, s) for u, s in _UNITS.items() if self.peak >= s or s == 1)
+        moment = int(self.total.argmax())
+        rows = {**self.at_peak, f"peak ({self.phases[moment]})": self.peak}
+        return "\n".join(
+            f"{kind:16} {count / size:8.1f} {unit}" for kind, count in rows.items() if count
+        )
+
+
+def measure(
+    step: Callable[[], Any],
+    *,
+    model: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    warmups: int = 1,
+    device: torch.device | str | None = None,
+) -> MemoryUse:
+    """What a step holds while it runs, after each of its operations.
+
+    On the CPU that is counted, to the byte and the same in every run: the tensors, without what
+    an allocator adds and what a kernel takes for itself. On CUDA the allocator is asked as well.
+
+    Args:
+        step: a training step, or anything else that computes.
+        model, optimizer: whose parameters, gradients and state are told apart; without them they
+            are `inputs` and `temporaries`.
+        warmups: how many steps to run before, so that gradients and the optimizer's state are
+            there as in every later step.
+        device: which device's memory; by default that of the model's first parameter, else the
+            CPU's.
+
+    Raises:
+        ValueError: nothing of the step was on that device.
+    """
+    where = device_of(model) if device is None else torch.device(device)
+    for _ in range(warmups):  # under a ledger, since torch keeps some tensors at its first sight
+        with watched(Ledger(where), model, optimizer):
+            step()
+    allocator = _allocator(step, where) if where.type == "cuda" else None
+    with watched(Ledger(where), model, optimizer) as ledger:
+        step()
+    use = MemoryUse(ledger.timeline(KINDS), tuple(ledger.phases), allocator)
+    if use.peak == 0:
+        raise ValueError(
+            f"measure: no tensor of the step was on {where}; name the device with device=…"
+        )
+    return use
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
     """The most bytes of tensor storage made while `step` ran and alive at one time.
 
-    Counted are the results of tensor operations: not what was there before, what a kernel
-    allocates and frees within itself, nor what is made without an operation, such as
-    `torch.tensor(list)` or the state of a random generator. No allocator rounds the count, so it
-    is the same in every run.
+    What was there before is not counted: with gradients allocated, a training step is left with
+    its activations and temporaries. Tensors on all devices count; see `measure` for what does not.
     """
-    with _LiveBytes() as counter:
+    with watched(Ledger()) as ledger:
         step()
-    return counter.peak
+    return int(ledger.made().max())
 
 
-class _LiveBytes(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+def make_step(
+    model: nn.Module,
+    inputs: Mapping[str, Any] | Sequence[Any],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    loss: Callable[[Any], Tensor] | None = None,
+    autocast: torch.dtype | None = None,
+    training: bool = True,
+) -> Callable[[], None]:
+    """The step that `predict` predicts, to be measured: forward, backward, and the optimizer's.
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        for tensor in tree_iter((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self._seen.add(tensor.untyped_storage())  # it was there before, or is counted
-        out = func(*args, **kwargs)
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._seen:
-                self._count(tensor.untyped_storage())
-        return out
+    Args:
+        model: called with the inputs.
+        inputs: keywords in a dictionary, or positional arguments in a sequence.
+        optimizer: gradients are freed before the forward pass and used after the backward pass.
+            Without one they stay, and each step adds to them.
+        loss: outputs → a scalar; by default the sum of all floating-point outputs.
+        autocast: the forward pass runs under `torch.autocast` to this dtype.
+        training: with False, only a forward pass under `no_grad`.
+    """
+    score = _sum_of if loss is None else loss
+    names = inputs if isinstance(inputs, Mapping) else {}
+    places = () if isinstance(inputs, Mapping) else tuple(inputs)
+    kind = device_of(model).type
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, size)
+    def step() -> None:
+        if training and optimizer is not None:
+            optimizer.zero_grad()
+        with (
+            torch.set_grad_enabled(training),
+            torch.autocast(kind, autocast, enabled=autocast is not None),
+        ):
+            total = score(model(*places, **names))
+        if training:
+            total.backward()
+        if training and optimizer is not None:
+            optimizer.step()
 
-    def _free(self, size: int) -> None:
-        self.now -= size
+    return step
+
+
+def _sum_of(outputs: Any) -> Tensor:
+    sums = [tensor.sum() for tensor in tensors_in(outputs) if tensor.is_floating_point()]
+    return torch.stack(sums).sum()
+
+
+def device_of(model: nn.Module | None) -> torch.device:
+    """That of the first parameter; the CPU where there is none."""
+    parameter = None if model is None else next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _allocator(step: Callable[[], Any], device: torch.device) -> dict[str, int]:
+    """What CUDA's allocator counts during a step; `other` is yet without what the step reads."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    other = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
+    step()
+    torch.cuda.synchronize(device)
+    stats = torch.cuda.memory_stats(device)
+    peaks = {
+        name: stats[f"{name}_bytes.all.peak"] for name in ("requested", "allocated", "reserved")
+    }
+    return {**peaks, "other": other}

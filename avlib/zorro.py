@@ -13,6 +13,7 @@ import torch
 from einops import repeat
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from avlib.attention import Attention, FeedForward
 from avlib.checks import (
@@ -126,6 +127,8 @@ class Zorro(nn.Module):
         reversible: keep two halves of each stream and add to one what the other gives, so that no
             layer stores activations for the backward pass. The parameters are the same, the
             function is another.
+        checkpoint: store only what enters each layer, and compute the layer again for the
+            backward pass (`torch.utils.checkpoint`). The function is the same.
         front_end: waveform (batch, samples) → spectrogram (batch, bins, frames) in whole patches;
             for `audio_lengths` it also needs `num_frames(samples)`. By default a
             `LogMelSpectrogram` at 16 kHz.
@@ -137,7 +140,8 @@ class Zorro(nn.Module):
         readout: who reads whom in the readout.
 
     Raises:
-        ValueError: no or unknown return_token_types, or trunks that do not number `depth`.
+        ValueError: no or unknown return_token_types, trunks that do not number `depth`, or both
+            reversible and checkpoint.
     """
 
     def __init__(
@@ -161,6 +165,7 @@ class Zorro(nn.Module):
         num_classes: int | None = None,
         dropout: float = 0.0,
         reversible: bool = False,
+        checkpoint: bool = False,
         front_end: nn.Module | None = None,
         spec_augment: nn.Module | None = None,
         positions: bool = True,
@@ -227,7 +232,12 @@ class Zorro(nn.Module):
                     "max_video_size (width)": -(-max_width // width),
                 },
             )
-        self.reversible = reversible
+        if reversible and checkpoint:
+            raise ValueError(
+                "Zorro: got reversible=True and checkpoint=True, and a reversible layer keeps "
+                "nothing to be checkpointed; choose one of them"
+            )
+        self.reversible, self.checkpoint = reversible, checkpoint
         self.fusion_tokens = nn.Parameter(torch.randn(num_fusion_tokens, dim))
         self.layers: Any = nn.ModuleList(
             Layer(dim, heads=heads, dim_head=dim_head, ff_mult=ff_mult, dropout=dropout)
@@ -299,7 +309,12 @@ class Zorro(nn.Module):
             streams = {name: (halves[f"{name} 1"] + halves[f"{name} 2"]) / 2 for name in names}
         else:
             for layer, trunk in zip(self.layers, self.trunk, strict=True):
-                streams = layer(streams, trunk.only(names), key_masks)
+                arguments = (streams, trunk.only(names), key_masks)
+                streams = (
+                    checkpointed(layer, *arguments, use_reentrant=False)
+                    if self.checkpoint
+                    else layer(*arguments)
+                )
         streams = {name: self.norm(stream) for name, stream in streams.items()}
         return self._pool(streams, key_masks, asked, readout)
 

@@ -11,21 +11,27 @@ import argparse
 import gc
 import importlib
 import importlib.metadata
-import platform
-import shlex
 import statistics
-import sys
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import (
+    DEVICE,
+    MIB,
+    cell,
+    listed,
+    markdown,
+    progress,
+    reason,
+    seconds,
+    taken_on,
+)
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,8 +48,6 @@ DIM, HEADS, DIM_HEAD, MULT = 256, 4, 64, 4
 DEPTHS, TOWER_DEPTHS, ROUNDS = (3, 6, 12, 24, 48, 64), (12, 64), 5
 QUICK_DEPTHS, QUICK_ROUNDS = (3, 12), 2
 GRADIENT_DEPTH = 12
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-MIB = 2**20
 
 
 # The callables
@@ -284,21 +288,6 @@ def training_step(forward: Forward, w: Work, autocast: bool) -> None:
     torch.autograd.backward(list(outputs), w.upstream)
 
 
-def seconds(step: Callable[[], Any]) -> float:
-    """How long a step took."""
-    if DEVICE.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        step()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1000
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
-
-
 def peak_mib(contender: Contender, step: Callable[[], Any]) -> float:
     """The most memory that a step held above what was there before."""
     gc.collect()
@@ -474,66 +463,13 @@ def time_and_memory(contenders: Sequence[Contender], found: Measured) -> str:
 
 def header(args: argparse.Namespace) -> str:
     """What was measured, on what."""
-    where = cpu_model()
-    if DEVICE.type == "cuda":
-        where = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {where}"
-    command = shlex.join(["python", "benchmarks/reversible.py", *sys.argv[1:]])
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("avlib", "nuwa-pytorch", "revtorch", "memcnn")
-    )
     return f"""# A training step through reversible sequences
 
-Written by `{command}` on {date.today()}.
-
-- Machine: {where}; {args.threads} threads
-- Python {platform.python_version()}, torch {torch.__version__}, {packages}
+{taken_on("nuwa-pytorch", "revtorch", "memcnn", threads=args.threads)}
 - Batch {BATCH}; {VIDEO} video, {AUDIO} audio and {CONTEXT} context tokens of width {DIM};
   {HEADS} heads × {DIM_HEAD}; feed-forward × {MULT}; pre-norm; no dropout; no masks
 - A step is forward and backward; {args.rounds} rounds or more, in which the contenders take turns
 """
-
-
-def cpu_model() -> str:
-    """The processor's name and the number of its cores that this process may use."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(names) or '?'} cores"
-
-
-def version(name: str) -> str:
-    """A package's version, or that there is none."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, first column to the left, numbers to the right."""
-    rule = [":--", *["--:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
-
-
-def cell(value: float | None, form: str, unit: str = "") -> str:
-    """A number, or a dash for none."""
-    return "–" if value is None else f"{value:{form}}{unit}"
-
-
-def listed(reasons: Mapping[str, str]) -> str:
-    """Why there are dashes."""
-    lines = [f"- {name}: {why}\n" for name, why in reasons.items()]
-    return "".join(["\nNo result (–), and why:\n\n", *lines]) if lines else ""
-
-
-def reason(error: Exception) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def progress(text: str) -> None:
-    """One line on stderr."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
