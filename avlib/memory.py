@@ -59,12 +59,17 @@ class MemoryUse:
         return {kind: int(self.timeline[kind][moment]) for kind in KINDS}
 
     def __str__(self) -> str:
-        unit, size = next((u, s) for u, s in _UNITS.items() if self.peak >= s or s == 1)
+        unit, size = readable(self.peak)
         moment = int(self.total.argmax())
         rows = {**self.at_peak, f"peak ({self.phases[moment]})": self.peak}
         return "\n".join(
             f"{kind:16} {count / size:8.1f} {unit}" for kind, count in rows.items() if count
         )
+
+
+def readable(count: int) -> tuple[str, int]:
+    """The largest binary unit of which there is at least one, and its bytes."""
+    return next((unit, size) for unit, size in _UNITS.items() if count >= size or size == 1)
 
 
 def measure(

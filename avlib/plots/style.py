@@ -1,0 +1,32 @@
+"""One colour for each group everywhere, and a letter with it: no picture needs colour alone."""
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLOURS = {"audio": "#E69F00", "video": "#0072B2", "fusion": "#009E73", "global": "#CC79A7"}
+OTHER, HIDDEN, FOCUS, INK = "#56B4E9", "#F2F2F2", "#D55E00", "#333333"
+
+
+def colour(group: str) -> str:
+    """The colour of a group of tokens; groups beyond the known ones share one."""
+    return COLOURS.get(group, OTHER)
+
+
+def canvas(ax: Axes | None, width: float, height: float) -> Axes:
+    """`ax` itself, or the Axes of a new figure of this size in inches."""
+    return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def ink_on(face: str) -> str:
+    """White or dark, whichever reads better on a colour (WCAG's relative luminance)."""
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(face)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return INK if luminance > 0.3 else "white"
+
+
+def bare(ax: Axes) -> None:
+    """No ticks and no frame."""
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
