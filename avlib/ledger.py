@@ -32,11 +32,13 @@ class Ledger(TorchDispatchMode):
 
     Args:
         device: enter storages on this kind of device alone; by default on all.
+        settled: count an optimizer's state as there from the beginning, also where this step
+            makes it: so a first step tells of all later ones.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, *, settled: bool = False) -> None:
         super().__init__()
-        self.device = device
+        self.device, self.settled = device, settled
         self.phases = ["before"]  # of each operation
         self.workspaces = [0]  # of each operation: what the allocator held for it alone, in bytes
         self.in_optimizer = False
@@ -50,6 +52,8 @@ class Ledger(TorchDispatchMode):
         for tensor in tensors:
             if tensor is not None and (entry := self._enter(tensor, made=False)):
                 entry.kind = entry.kind or kind
+                if self.settled and kind == "optimizer":
+                    entry.born = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -4,6 +4,7 @@ Fake tensors have shapes, dtypes and strides, and no numbers (`torch._subclasses
 step runs on them as it would on real ones, so the `Ledger` finds the sizes that it would find.
 """
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -67,7 +68,9 @@ def predict(
             f"predict: device is {device!r}, there are 'cpu' and 'cuda'; name the kind"
         )
     with ExitStack() as stack:
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # deepcopy
+        stack.enter_context(_FakeTensors(allow_non_fake_inputs=True))
         stack.enter_context(_Answers())
         if device == "cuda":
             stack.enter_context(_AsOnCuda())
@@ -82,8 +85,9 @@ def predict(
         step = make_step(
             model, given, optimizer=maker, loss=loss, autocast=autocast, training=training
         )
-        step()  # so that gradients and the optimizer's state are there
-        with watched(Ledger(), model, maker) as ledger:
+        if maker is None:
+            step()  # so that there are gradients to add to
+        with watched(Ledger(settled=True), model, maker) as ledger:
             step()
     return MemoryUse(ledger.timeline(KINDS), tuple(ledger.phases))
 
@@ -105,9 +109,15 @@ class ByDepth:
     uses: tuple[MemoryUse, MemoryUse]
 
     def at(self, depth: int) -> MemoryUse:
-        """The use at this depth, at the largest moment of each half of each phase."""
-        if depth < 1:
-            raise ValueError(f"ByDepth.at: depth is {depth!r}; give 1 or more")
+        """The use at this depth, at the largest moment of each half of each phase.
+
+        Raises:
+            ValueError: a depth below the two.
+        """
+        if depth < self.depths[0]:
+            raise ValueError(
+                f"ByDepth.at: depth is {depth}, wanted {self.depths[0]} or more; use predict"
+            )
         shallow, deep = self.uses
         steps, apart = depth - self.depths[0], self.depths[1] - self.depths[0]
         timeline = {
@@ -118,22 +128,26 @@ class ByDepth:
         return MemoryUse(timeline, shallow.phases)
 
     def deepest(self, budget: int) -> int:
-        """The largest depth that needs no more than `budget` bytes; 0 where none does."""
-        if self.at(1).peak > budget:
-            return 0
-        deep = 2
-        while self.at(deep).peak <= budget:
-            deep *= 2
-            if deep > 2**40:
-                raise ValueError("ByDepth.deepest: the memory does not grow with depth")
-        return bisect_right(range(deep), budget, key=lambda d: self.at(max(1, d)).peak) - 1
+        """The largest depth that needs no more than `budget` bytes; 0 where the two need more.
+
+        Raises:
+            ValueError: the memory does not grow with depth.
+        """
+        if self.uses[1].peak <= self.uses[0].peak:
+            raise ValueError(
+                f"ByDepth.deepest: the peak does not grow from depth {self.depths[0]} to "
+                f"{self.depths[1]}; there is no deepest"
+            )
+        fits = range(self.depths[0], self.depths[0] + budget + 1)  # a layer has a byte or more
+        count = bisect_right(fits, budget, key=lambda depth: self.at(depth).peak)
+        return self.depths[0] + count - 1 if count else 0
 
 
 def predict_by_depth(
     model_fn: Callable[[int], nn.Module],
     inputs: Inputs,
     *,
-    depths: tuple[int, int] = (2, 4),
+    depths: tuple[int, int] = (4, 6),
     **settings: Any,
 ) -> ByDepth:
     """What `predict` finds at any depth, from what it finds at two.
@@ -169,6 +183,13 @@ def _fake(tensor: Tensor) -> Tensor:
     """A fake of the same shape, strides and dtype, on the CPU."""
     fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
     return fake.requires_grad_(tensor.requires_grad)
+
+
+class _FakeTensors(FakeTensorMode):
+    """Models copy layers; copies of fake tensors must belong to the same mode."""
+
+    def __deepcopy__(self, memo: Any) -> "_FakeTensors":
+        return self
 
 
 class _Answers(TorchDispatchMode):

@@ -1,11 +1,20 @@
-"""Live bytes on the CPU, counted by hand beside."""
+"""Live bytes on the CPU, counted by hand beside, and by PyTorch's own tracker."""
 
+import gc
+
+import pytest
 import torch
 from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker
 
-from avlib.memory import peak_bytes
+from avlib.memory import KINDS, make_step, measure, peak_bytes, readable
 
 THOUSAND = 4000  # bytes of a thousand float32
+
+
+def signals() -> dict[str, torch.Tensor]:
+    """A second of sound and four frames, for `make_zorro`."""
+    return {"audio": torch.randn(2, 8000), "video": torch.rand(2, 3, 4, 16, 16)}
 
 
 def test_the_peak_is_what_was_alive_at_one_time():
@@ -52,3 +61,173 @@ def test_the_count_is_the_same_each_time():
     counts = {peak_bytes(lambda: model(inputs).sum().backward()) for _ in range(3)}
     assert len(counts) == 1
     assert counts.pop() > 64 * 64 * 4  # one gradient at a time, on its way to `.grad`
+
+
+# measure
+
+
+def tiny_step(optimizer=torch.optim.SGD):
+    """A step whose bytes are counted by hand: 10 rows of 100 numbers through a 100 × 100 weight."""
+    model = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Tanh(), nn.Tanh())
+    inputs = torch.randn(10, 100)
+    made = None if optimizer is None else optimizer(model.parameters(), lr=0.01)
+    return {"model": model, "optimizer": made}, make_step(model, [inputs], optimizer=made)
+
+
+def test_each_kind_is_what_a_hand_counts():
+    owners, step = tiny_step(torch.optim.Adam)
+    use = measure(step, **owners)
+    weight, rows = 40_000, 4_000
+    last = {phase: len(use.phases) - 1 - use.phases[::-1].index(phase) for phase in use.phases}
+    held = {kind: bytes_.tolist() for kind, bytes_ in use.timeline.items()}
+    assert set(held["parameters"]) == {weight}
+    assert set(held["inputs"]) == {rows}
+    assert set(held["optimizer"]) == {2 * weight + 4}  # two moments and the number of steps
+    assert held["gradients"][last["forward"]] == 0  # freed by zero_grad
+    assert held["gradients"][last["backward"]] == weight
+    # Both tanh keep their output; the loss and its gradient of 1 are scalars.
+    assert held["activations"][last["forward"]] == 2 * rows + 2 * 4
+    assert held["activations"][last["backward"]] <= 2 * 4
+    assert set(held["workspaces"]) == {0}
+
+
+def test_the_phases_come_in_order():
+    owners, step = tiny_step()
+    use = measure(step, **owners)
+    assert list(dict.fromkeys(use.phases)) == ["before", "forward", "backward", "optimizer"]
+    assert sorted(use.phases, key=["before", "forward", "backward", "optimizer"].index) == list(
+        use.phases
+    )
+
+
+def test_gradients_that_are_there_are_not_taken_for_activations():
+    owners, step = tiny_step(None)
+    use = measure(step, **owners)
+    assert use.timeline["gradients"].tolist() == [40_000] * len(use.phases)
+    assert use.timeline["temporaries"].max() >= 40_000  # the new one, before it is added
+
+
+def test_the_peak_is_the_largest_total_and_its_kinds_add_up():
+    owners, step = tiny_step()
+    use = measure(step, **owners)
+    assert use.peak == use.total.max() == sum(use.at_peak.values())
+    assert f"{use.peak / 1024:.1f} KiB" in str(use)
+
+
+def test_without_owners_the_same_bytes_have_other_names():
+    owners, step = tiny_step()
+    named, nameless = measure(step, **owners), measure(step)
+    assert named.peak == nameless.peak
+    assert nameless.timeline["parameters"].max() == nameless.timeline["gradients"].max() == 0
+
+
+def test_warming_up_makes_the_optimizers_state_old():
+    owners, step = tiny_step(torch.optim.Adam)
+    cold = measure(step, warmups=0, **owners)
+    warm = measure(step, warmups=0, **owners)
+    assert cold.timeline["optimizer"][0] <= 4  # the number of steps, which no operation makes
+    assert warm.timeline["optimizer"][0] == 80_004
+    owners, step = tiny_step(torch.optim.Adam)
+    assert measure(step, **owners).timeline["optimizer"][0] == 80_004
+
+
+@pytest.mark.parametrize("way", [{}, {"checkpoint": True}, {"reversible": True}])
+def test_the_same_bytes_in_every_run(make_zorro, way):
+    model = make_zorro(**way).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    step = make_step(model, signals(), optimizer=optimizer)
+    first, *others = (measure(step, model=model, optimizer=optimizer) for _ in range(3))
+    for other in others:
+        assert other.phases == first.phases
+        for kind in KINDS:
+            assert torch.equal(other.timeline[kind], first.timeline[kind])
+
+
+@pytest.mark.parametrize("way", [{}, {"checkpoint": True}])
+def test_agrees_with_pytorchs_own_tracker(make_zorro, way):
+    model = make_zorro(**way).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    inputs = signals()
+    step = make_step(model, inputs, optimizer=optimizer)
+    use = measure(step, model=model, optimizer=optimizer)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer, *inputs.values())
+    with tracker:
+        step()
+    (theirs,) = tracker.get_tracker_snapshot("peak").values()
+    assert use.peak == pytest.approx(theirs["Total"], abs=64)  # it lets a scalar live longer
+
+
+def test_checkpointed_and_reversible_steps_keep_less(make_zorro):
+    kept, peaks = {}, {}
+    for name, way in (
+        ("stored", {}),
+        ("checkpoint", {"checkpoint": True}),
+        ("reversible", {"reversible": True}),
+    ):
+        for depth in (4, 8):
+            model = make_zorro(depth, **way)
+            # Without sound: the windows of the spectrogram would be the peak.
+            video = {"video": signals()["video"], "return_token_indices": (1,)}
+            use = measure(make_step(model, video), model=model)
+            begins = use.phases.index("backward")
+            kept[name, depth] = int(use.timeline["activations"][begins])
+            peaks[name, depth] = use.peak
+    assert kept["stored", 8] > 1.7 * kept["stored", 4]
+    assert kept["stored", 8] > 3 * kept["checkpoint", 8]
+    assert kept["reversible", 8] == kept["reversible", 4]
+    assert peaks["stored", 8] > peaks["checkpoint", 8] > peaks["reversible", 8]
+
+
+def test_collection_and_hooks_are_as_before(make_zorro):
+    model = make_zorro()
+
+    def fails():
+        model(**signals()).sum().backward()
+        raise RuntimeError("on its way")
+
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="on its way"):
+        measure(fails, model=model)
+    assert gc.isenabled()
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+
+
+def test_nothing_on_the_device_is_an_error():
+    with pytest.raises(ValueError, match="no tensor of the step was on meta; name the device"):
+        measure(lambda: torch.zeros(10), device="meta")
+
+
+def test_on_cuda_the_allocator_is_asked(monkeypatch):
+    """Its counters play the part of a GPU: each operation holds 70 bytes while it runs."""
+    stats = {
+        f"{name}_bytes.all.{when}": 0
+        for name in ("requested", "allocated", "reserved")
+        for when in ("peak", "current")
+    }
+    stats |= {
+        "requested_bytes.all.current": 30,
+        "requested_bytes.all.peak": 100,
+        "allocated_bytes.all.peak": 512,
+        "reserved_bytes.all.peak": 2**21,
+    }
+    for name, answer in (
+        ("memory_stats", stats),
+        ("reset_peak_memory_stats", None),
+        ("synchronize", None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    use = measure(lambda: torch.zeros(10) + 1, device="cuda")
+    assert use.timeline["workspaces"].tolist() == [0, 70, 70]
+    assert use.allocator == {"requested": 100, "allocated": 512, "reserved": 2**21, "other": 30}
+
+
+def test_readable_units():
+    assert [readable(count)[0] for count in (0, 1023, 1024, 2**20 - 1, 2**30, 2**45)] == [
+        "bytes",
+        "bytes",
+        "KiB",
+        "KiB",
+        "GiB",
+        "GiB",
+    ]
