@@ -410,8 +410,9 @@ class Zorro(nn.Module):
             kind: [index for index in asked if self._kind(index) == kind]
             for kind in readout.readers
         }
+        # Row by row: an index that is a list would be copied to the GPU, and the CPU would wait.
         queries = {
-            kind: repeat(self.return_tokens[indices], "n d -> b n d", b=batch)
+            kind: repeat([self.return_tokens[index] for index in indices], "n d -> b n d", b=batch)
             for kind, indices in members.items()
         }
         read = self.pool(queries, readout, context=streams, key_masks=key_masks)

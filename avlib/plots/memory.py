@@ -1,6 +1,7 @@
 """Where the memory of a step goes: over its time, over depth, and beside what cards have."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,13 +39,15 @@ def timeline(
     shown = [kind for kind in KINDS if use.timeline[kind].any()]
     _stack(ax, shown, [np.asarray(use.timeline[kind]) / size for kind in shown])
     top = (use.peak if most is None else most) / size * 1.22
-    phases = [phase for phase in dict.fromkeys(use.phases) if phase != "before"]
-    for phase in phases:
-        own = [i for i, other in enumerate(use.phases) if other == phase]
-        if own[0] > 1:
-            ax.axvline(own[0] - 0.5, color=INK, lw=1, ls=":")
-        middle = (own[0] + own[-1]) / 2
-        ax.text(middle, top * 0.99, phase, ha="center", va="top", color=INK, weight="bold")
+    start = 0
+    for phase, run in groupby(use.phases):
+        length = len(list(run))
+        if start > 1:
+            ax.axvline(start - 0.5, color=INK, lw=1, ls=":")
+        if phase != "before" and length > len(use.phases) / 14:  # else its name has no room
+            middle = start + length / 2
+            ax.text(middle, top * 0.99, phase, ha="center", va="top", color=INK, weight="bold")
+        start += length
     moment = int(use.total.argmax())
     ax.plot(moment, use.peak / size, "v", color=INK, ms=7)
     left = moment > len(use.phases) * 0.6
