@@ -39,7 +39,10 @@ class Ledger(TorchDispatchMode):
     def __init__(self, device: torch.device | None = None, *, settled: bool = False) -> None:
         super().__init__()
         self.device, self.settled = device, settled
-        self.phases = ["before"]  # of each operation
+        self.operations, self.phases = (
+            [""],
+            ["before"],
+        )  # the name of each operation, and when it ran
         self.workspaces = [0]  # of each operation: what the allocator held for it alone, in bytes
         self.in_optimizer = False
         self._entries: list[_Entry] = []
@@ -61,7 +64,7 @@ class Ledger(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace in ("prim", "profiler"):  # such as asking a fake tensor for its device
             return func(*args, **kwargs)
-        self._begin()
+        self._begin(func.overloadpacket.__name__)
         for tensor in tensors_in((args, kwargs)):
             self._enter(tensor, made=False)
         held = _Held(self.device)
@@ -100,14 +103,15 @@ class Ledger(TorchDispatchMode):
         # gone was a small thing between operations, such as the state of a random generator.
         return "inputs" if entry.died is None else None
 
-    def _begin(self) -> None:
-        """Another operation: note its phase."""
+    def _begin(self, operation: str) -> None:
+        """Another operation: note its name and its phase."""
         phase = "optimizer" if self.in_optimizer else "forward"
         if torch._C._current_graph_task_id() != -1:
             phase = "backward"
         if phase == "backward" != self.phases[-1]:
             for entry in self._known.values():
                 entry.kept = entry.kept or entry.made
+        self.operations.append(operation)
         self.phases.append(phase)
 
     def _enter(self, tensor: Tensor, *, made: bool) -> _Entry | None:
@@ -138,8 +142,9 @@ class _Held:
         """Bytes at the operation's peak that are free again, now that it has ended."""
         if self.device is None:
             return 0
-        stats = torch.cuda.memory_stats(self.device)
-        return stats["requested_bytes.all.peak"] - stats["requested_bytes.all.current"]
+        # Nested, as the counters come: the flat form is sorted, which takes longer than the rest.
+        requested = torch.cuda.memory_stats_as_nested_dict(self.device)["requested_bytes"]["all"]
+        return requested["peak"] - requested["current"]
 
 
 @contextmanager
@@ -173,13 +178,14 @@ def watched(
                 (optimizer.register_step_post_hook, False),
             ):
                 stack.callback(register(lambda *_, now=now: optimizing(now)).remove)
-        stack.enter_context(_no_collection())
+        stack.enter_context(no_collection())
         stack.enter_context(ledger)
         yield ledger
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
+    """What is garbage is collected now, and then not until the end."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -4,15 +4,14 @@ Measured is what is there after each tensor operation, entered in a `Ledger`. Pr
 on fake tensors, which have sizes and no numbers: nothing is allocated, and nothing computed.
 """
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avlib.ledger import Ledger, tensors_in, watched
+from avlib.ledger import Ledger, no_collection, tensors_in, watched
 
 KINDS = (
     "parameters",  # and buffers
@@ -33,6 +32,7 @@ class MemoryUse:
     Args:
         timeline: kind (see `KINDS`) → bytes at each moment.
         phases: for each moment "before", "forward", "backward" or "optimizer".
+        operations: for each moment the name of the operation that ended then.
         allocator: on CUDA, what its allocator says of a step without a ledger, in bytes at the
             peak: `requested` by tensors and kernels, `allocated` with their sizes rounded up,
             `reserved` with what it keeps in store; `other` was there and not read by the step.
@@ -40,6 +40,7 @@ class MemoryUse:
 
     timeline: Mapping[str, Tensor]
     phases: Sequence[str]
+    operations: Sequence[str]
     allocator: Mapping[str, int] | None = None
 
     @property
@@ -65,6 +66,11 @@ class MemoryUse:
         return "\n".join(
             f"{kind:16} {count / size:8.1f} {unit}" for kind, count in rows.items() if count
         )
+
+
+def use_of(ledger: Ledger) -> MemoryUse:
+    """What a ledger has entered."""
+    return MemoryUse(ledger.timeline(KINDS), tuple(ledger.phases), tuple(ledger.operations))
 
 
 def readable(count: int) -> tuple[str, int]:
@@ -104,7 +110,10 @@ def measure(
     allocator = _allocator(step, where) if where.type == "cuda" else None
     with watched(Ledger(where), model, optimizer) as ledger:
         step()
-    use = MemoryUse(ledger.timeline(KINDS), tuple(ledger.phases), allocator)
+    use = use_of(ledger)
+    if allocator is not None:
+        allocator["other"] -= int(use.total[0])
+        use = replace(use, allocator=allocator)
     if use.peak == 0:
         raise ValueError(
             f"measure: no tensor of the step was on {where}; name the device with device=…"
@@ -176,14 +185,14 @@ def device_of(model: nn.Module | None) -> torch.device:
 
 
 def _allocator(step: Callable[[], Any], device: torch.device) -> dict[str, int]:
-    """What CUDA's allocator counts during a step; `other` is yet without what the step reads."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    other = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
-    step()
-    torch.cuda.synchronize(device)
-    stats = torch.cuda.memory_stats(device)
+    """What CUDA's allocator counts during a step; `other` is all that was there before."""
+    with no_collection():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        other = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
+        step()
+        torch.cuda.synchronize(device)
+        stats = torch.cuda.memory_stats(device)
     peaks = {
         name: stats[f"{name}_bytes.all.peak"] for name in ("requested", "allocated", "reserved")
     }

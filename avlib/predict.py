@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from avlib.ledger import Ledger, tensors_in, watched
-from avlib.memory import KINDS, MemoryUse, make_step
+from avlib.memory import KINDS, MemoryUse, make_step, use_of
 
 Inputs = Mapping[str, Any] | Sequence[Any]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -57,7 +57,7 @@ def predict(
             shape, dtype and device count, and those on "meta" cost nothing.
         device: "cpu" or "cuda".
         optimizer: parameters → optimizer, such as `torch.optim.AdamW`.
-        loss, autocast: as in `training_step`.
+        loss, autocast: as in `make_step`.
         training: with False, a forward pass under `no_grad`.
 
     Raises:
@@ -89,7 +89,7 @@ def predict(
             step()  # so that there are gradients to add to
         with watched(Ledger(settled=True), model, maker) as ledger:
             step()
-    return MemoryUse(ledger.timeline(KINDS), tuple(ledger.phases))
+    return use_of(ledger)
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ class ByDepth:
             + (deep.timeline[kind] - shallow.timeline[kind]) * steps // apart
             for kind in KINDS
         }
-        return MemoryUse(timeline, shallow.phases)
+        return MemoryUse(timeline, shallow.phases, shallow.operations)
 
-    def deepest(self, budget: int) -> int:
+    def deepest(self, budget: float) -> int:
         """The largest depth that needs no more than `budget` bytes; 0 where the two need more.
 
         Raises:
@@ -138,7 +138,7 @@ class ByDepth:
                 f"ByDepth.deepest: the peak does not grow from depth {self.depths[0]} to "
                 f"{self.depths[1]}; there is no deepest"
             )
-        fits = range(self.depths[0], self.depths[0] + budget + 1)  # a layer has a byte or more
+        fits = range(self.depths[0], self.depths[0] + int(budget) + 1)  # a byte or more a layer
         count = bisect_right(fits, budget, key=lambda depth: self.at(depth).peak)
         return self.depths[0] + count - 1 if count else 0
 
@@ -176,6 +176,7 @@ def _extremes(use: MemoryUse) -> MemoryUse:
     return MemoryUse(
         {kind: values[moments] for kind, values in use.timeline.items()},
         tuple(use.phases[moment] for moment in moments),
+        tuple(use.operations[moment] for moment in moments),
     )
 
 

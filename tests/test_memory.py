@@ -199,27 +199,30 @@ def test_nothing_on_the_device_is_an_error():
 
 
 def test_on_cuda_the_allocator_is_asked(monkeypatch):
-    """Its counters play the part of a GPU: each operation holds 70 bytes while it runs."""
-    stats = {
-        f"{name}_bytes.all.{when}": 0
-        for name in ("requested", "allocated", "reserved")
-        for when in ("peak", "current")
-    }
-    stats |= {
-        "requested_bytes.all.current": 30,
-        "requested_bytes.all.peak": 100,
-        "allocated_bytes.all.peak": 512,
+    """Its counters play the part of a GPU: 3000 bytes were there, each operation takes 70 more."""
+    nested = {"requested_bytes": {"all": {"peak": 170, "current": 100}}}
+    flat = {
+        "requested_bytes.all.current": 3000,
+        "requested_bytes.all.peak": 5000,
+        "allocated_bytes.all.peak": 5632,
         "reserved_bytes.all.peak": 2**21,
     }
-    for name, answer in (
-        ("memory_stats", stats),
-        ("reset_peak_memory_stats", None),
-        ("synchronize", None),
-    ):
+    for name, answer in {
+        "memory_stats": flat,
+        "memory_stats_as_nested_dict": nested,
+        "reset_peak_memory_stats": None,
+        "empty_cache": None,
+        "synchronize": None,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     use = measure(lambda: torch.zeros(10) + 1, device="cuda")
     assert use.timeline["workspaces"].tolist() == [0, 70, 70]
-    assert use.allocator == {"requested": 100, "allocated": 512, "reserved": 2**21, "other": 30}
+    assert use.allocator == {
+        "requested": 5000,
+        "allocated": 5632,
+        "reserved": 2**21,
+        "other": 3000,  # nothing on the CPU counts as this step's
+    }
 
 
 def test_readable_units():
