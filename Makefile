@@ -20,7 +20,7 @@ test: .venv/ready-for-tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q --durations=10
+	$(BIN)/pytest -q -n 2 --durations=10
 	$(BIN)/pytest -q --durations=10 -o addopts= -o filterwarnings=default -p no:python --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 180 notebooks
 
@@ -28,10 +28,11 @@ test: .venv/ready-for-tests
 notebooks: .venv/ready-for-tests
 	$(BIN)/python tests/execute_notebooks.py
 
-# Measure beside other packages and write the tables in benchmarks/ (about ten minutes).
+# Measure beside other packages and write the tables in benchmarks/ (about half an hour). With a GPU:
+# .venv/bin/python benchmarks/gpu.py
 bench: .venv/ready-for-tests
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
-	$(BIN)/python benchmarks/reversible.py
+	for name in reversible memory zorro; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 .venv/ready: requirements.txt pyproject.toml
 	@echo "First call: installing into .venv (some minutes; what is downloaded is in the README)"

@@ -50,6 +50,7 @@ TURNS = {"zorro": 1, "towers": 2}  # how many kinds of layers take turns
 # Fused: its step makes no tensors. By default torch's step on CUDA makes several as large as all
 # parameters, and a deep reversible model would hold the most there. Small steps keep numbers small.
 OPTIMIZER = partial(torch.optim.AdamW, lr=1e-6, fused=True)
+PREDICTED_FROM = (4, 6)
 JSON = Path(avlib.course.__file__).with_name("memory.json")
 TABLES = Path(__file__).with_name("memory.md")
 CUDA = DEVICE.type == "cuda"
@@ -281,7 +282,7 @@ def prediction(name: str, way: str, precision: str, size: Size) -> tuple[Any, By
     def alone(depth: int) -> MemoryUse:
         return predict(partial(model_fn, depth), shapes, **settings)
 
-    return alone, predict_by_depth(model_fn, shapes, **settings)
+    return alone, predict_by_depth(model_fn, shapes, depths=PREDICTED_FROM, **settings)
 
 
 def points(name: str, precision: str, depth: int, size: Size, foreseen: Any) -> list[Row]:
@@ -426,6 +427,7 @@ def circumstances(size: Size, threads: int) -> dict[str, Any]:
         "settings": {
             "optimizer": "AdamW, fused",
             "predicted_to": size.predicted_to,
+            "predicted_from": PREDICTED_FROM,
             "zorro": {**common, **clips},
             "towers": {**common, **blocks},
         },
@@ -490,8 +492,8 @@ Written by `{result["command"]}` on {result["date"]}.
 - Towers: {blocks["heads"]} heads × {blocks["dim_head"]}; {" and ".join(blocks["types"])} in turn
 - Memory: {counted};
   1 {unit} is 10{"⁹" if unit == "GB" else "⁶"} bytes
-- Predicted: as a ratio to measured; at each depth up to {settings["predicted_to"]}, and from depths
-  2 and 4 beyond
+- Predicted: as a ratio to measured; beyond depth {settings["predicted_to"]} from what is predicted
+  at depths {" and ".join(map(str, settings["predicted_from"]))}
 - Time: of ordinary, median; of the others the ratio to it in the same round, median
 """
 
@@ -618,6 +620,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if (
+        not CUDA
+        and JSON.exists()
+        and json.loads(JSON.read_text(encoding="utf-8"))["kind"] == "cuda"
+    ):
+        parser.error(f"{JSON} was measured on a GPU; delete it to measure on the CPU")
     run(FULL if args.full or (CUDA and not args.small) else SMALL, args.threads)
     print(TABLES.read_text(encoding="utf-8"))
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from avlib.course import patchify, reversible, start_here, zorro_mask
+from avlib.course import memory, patchify, reversible, start_here, zorro_mask
 from avlib.course.exercise import Exercise, Mistake, difference
 from avlib.reversible import BLOCK_TYPES
 
 SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
 EXERCISES = [
     value
-    for chapter in (start_here, patchify, zorro_mask, reversible)
+    for chapter in (start_here, patchify, zorro_mask, reversible, memory)
     for value in vars(chapter).values()
     if isinstance(value, Exercise)
 ]

@@ -15,6 +15,7 @@ from avlib import plots
 from avlib.course.exercise import Exercise, Mistake, matching
 from avlib.memory import MemoryUse, measure
 from avlib.predict import ByDepth, predict_by_depth
+from avlib.widgets import PictureSliders
 from avlib.zorro import Zorro
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -66,6 +67,20 @@ def forecast(
         autocast=PRECISIONS[precision],
         optimizer=OPTIMIZERS[optimizer],
     )
+
+
+def planner() -> PictureSliders:
+    """Sliders for all that decides what a training step needs."""
+    controls: dict[str, list[Any]] = {
+        "layers": [4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256],
+        "width": [256, 384, 512, 768, 1024, 1536, 2048],
+        "clips": [1, 2, 4, 8, 16, 32, 64],
+        "frames": [2, 4, 8],
+        "precision": list(PRECISIONS),
+        "optimizer": list(OPTIMIZERS),
+    }
+    start = {"layers": 24, "width": 768, "clips": 8, "frames": 8, "optimizer": "AdamW, fused"}
+    return PictureSliders(controls, plan, start)
 
 
 def plan(

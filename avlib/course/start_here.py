@@ -48,7 +48,7 @@ NOTEBOOKS = {
     "06": ("training", "masks", (4, 1), False),
     "07": ("fusion", "masks", (5, 1), False),
     "03": ("reversible", "memory", (2, 0), True),
-    "04": ("memory", "memory", (3, 0), False),
+    "04": ("memory", "memory", (3, 0), True),
     "08": ("generation", "memory", (4, 0), False),
 }
 TRACKS = {"masks": ["01", "02", "05", "06", "07"], "memory": ["01", "03", "04", "08"]}
