@@ -22,7 +22,7 @@ KINDS = (
     "temporaries",  # made by the step, and gone before
     "workspaces",  # what kernels take for themselves while they run; known on CUDA alone
 )
-_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
+_UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class MemoryUse:
         moment = int(self.total.argmax())
         rows = {**self.at_peak, f"peak ({self.phases[moment]})": self.peak}
         return "\n".join(
-            f"{kind:16} {count / size:8.1f} {unit}" for kind, count in rows.items() if count
+            f"{kind:16} {count / size:8.2f} {unit}" for kind, count in rows.items() if count
         )
 
 
@@ -74,7 +74,7 @@ def use_of(ledger: Ledger) -> MemoryUse:
 
 
 def readable(count: int) -> tuple[str, int]:
-    """The largest binary unit of which there is at least one, and its bytes."""
+    """The largest decimal unit of which there is at least one, and its bytes."""
     return next((unit, size) for unit, size in _UNITS.items() if count >= size or size == 1)
 
 

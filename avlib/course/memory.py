@@ -149,7 +149,7 @@ weight_bytes = Exercise(
     mistakes={
         "no gradients": Mistake(
             lambda parameters, optimizer: 4 * parameters * (1 + _COPIES[optimizer]),
-            "it leaves out the gradients. There is one for each parameter.",
+            "it leaves out the gradients, or the parameters. There is one gradient for each.",
         ),
         "numbers": Mistake(
             lambda parameters, optimizer: parameters * (2 + _COPIES[optimizer]),
@@ -159,6 +159,10 @@ weight_bytes = Exercise(
             lambda parameters, optimizer: 4 * parameters * (2 + min(1, _COPIES[optimizer])),
             "it gives AdamW one number for each parameter. It keeps two: averages of the "
             "gradient, and of its square.",
+        ),
+        "two averages": Mistake(
+            lambda parameters, optimizer: 4 * parameters * (2 + 2 * min(1, _COPIES[optimizer])),
+            "it gives momentum two numbers for each parameter. Only AdamW keeps two.",
         ),
         "weights alone": Mistake(
             lambda parameters, optimizer: 4 * parameters,
@@ -196,8 +200,8 @@ kept_by_layer = Exercise(
     hints=(
         "Go through forward line by line, and for each operation write down what the table says "
         "that it keeps. Is it on your list already?",
-        "Attention's half of the layer keeps 6 tensors of tokens × dim. The other half keeps 2 of "
-        "them, and 2 that are four times as wide.",
+        "Attention's half of the layer keeps 6 tensors of tokens × dim. The other half keeps 2 "
+        "more such tensors, and 2 that are four times as wide.",
     ),
     cases=[(1, 8), (10, 64), (1888, 768)],
     reference=_kept_one_by_one,
@@ -209,7 +213,21 @@ kept_by_layer = Exercise(
         ),
         "norms' inputs": Mistake(
             lambda tokens, dim: 14 * tokens * dim,
-            "it leaves out the stream. Both norms keep what they read.",
+            "it leaves out two tensors: what the norms read, or what they give. A norm keeps its "
+            "input, and the linear layer after it keeps its own.",
+        ),
+        "one missing": Mistake(
+            lambda tokens, dim: 15 * tokens * dim,
+            "it is one tensor short. Did you count the stream at both norms, q, k and v, and what "
+            "attention gives?",
+        ),
+        "bytes": Mistake(
+            lambda tokens, dim: 64 * tokens * dim,
+            "it counts bytes. Return how many numbers there are.",
+        ),
+        "weights": Mistake(
+            lambda tokens, dim: 16 * tokens * dim + 12 * dim * dim,
+            "it adds the weights. They are there in any case; count what is made on the way.",
         ),
         "only inputs": Mistake(
             lambda tokens, dim: 12 * tokens * dim,
@@ -251,7 +269,7 @@ best_segment = Exercise(
         "The peak of a length is math.ceil(depth / length) * stream + length * layer. Try every "
         "length with a loop.",
     ),
-    cases=[(400, 1, 16), (64, 1, 16), (100, 1, 1), (30, 5, 2)],
+    cases=[(400, 1, 16), (64, 1, 16), (100, 1, 1), (31, 5, 2), (4, 100, 1)],
     reference=_best_by_trying,
     mistakes={
         "every layer": Mistake(
@@ -271,6 +289,18 @@ best_segment = Exercise(
         "upside down": Mistake(
             lambda depth, stream, layer: round((depth * layer / stream) ** 0.5),
             "it is upside down. The more a layer keeps, the shorter a segment should be.",
+        ),
+        "floor": Mistake(
+            lambda depth, stream, layer: min(
+                range(1, depth + 1), key=lambda length: depth // length * stream + length * layer
+            ),
+            "it forgets the last segment where that is shorter. Round the number of segments up.",
+        ),
+        "peak": Mistake(
+            lambda depth, stream, layer: min(
+                -(-depth // length) * stream + length * layer for length in range(1, depth + 1)
+            ),
+            "it returns the smallest peak. Return the length that has it.",
         ),
         "formula": Mistake(
             lambda depth, stream, layer: round((depth * stream / layer) ** 0.5),

@@ -39,12 +39,13 @@ def timeline(
     shown = [kind for kind in KINDS if use.timeline[kind].any()]
     _stack(ax, shown, [np.asarray(use.timeline[kind]) / size for kind in shown])
     top = (use.peak if most is None else most) / size * 1.22
-    start = 0
+    start, inches = 0, ax.bbox.width / ax.figure.dpi
     for phase, run in groupby(use.phases):
         length = len(list(run))
         if start > 1:
             ax.axvline(start - 0.5, color=INK, lw=1, ls=":")
-        if phase != "before" and length > len(use.phases) / 14:  # else its name has no room
+        room = inches * length / len(use.phases)
+        if phase != "before" and room > 0.1 * len(phase):
             middle = start + length / 2
             ax.text(middle, top * 0.99, phase, ha="center", va="top", color=INK, weight="bold")
         start += length
@@ -94,7 +95,7 @@ def peaks(
     unit, size = readable(max(found))
     deepest = max(depth for curve in curves.values() for depth in curve)
     ends = {name: max(v for v in curve.values() if v is not None) for name, curve in curves.items()}
-    heights = _apart({name: end / size for name, end in ends.items()}, 0.07 * max(found) / size)
+    heights = _apart({name: end / size for name, end in ends.items()}, 0.1 * max(found) / size)
     for (name, curve), (marker, shade) in zip(curves.items(), _styles(), strict=False):
         there = {depth: value / size for depth, value in curve.items() if value is not None}
         ax.plot(list(there), list(there.values()), marker, color=shade, ls="-", ms=6)
@@ -135,7 +136,8 @@ def budget(uses: Mapping[str, MemoryUse], *, title: str = "", ax: Axes | None = 
             face, hatch = KIND_COLOURS[kind], KIND_HATCHES[kind]
             ax.barh(row, width, 0.62, start, facecolor=face, hatch=hatch, ec=INK, lw=0.5)
             start += width
-        ax.text(start + right * 0.008, row, f"{start:.3g} GB", va="center", weight="bold")
+        text = ax.text(start + right * 0.008, row, f"{start:.2f} GB", va="center", weight="bold")
+        text.set_bbox({"facecolor": "white", "pad": 1, "lw": 0})
     edge = -1.0
     for card in (card for card in CARDS if card < right):
         ax.axvline(card, color=INK, lw=1.5, ls="--")
