@@ -4,7 +4,7 @@ import gc
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -117,17 +117,30 @@ class Ledger(TorchDispatchMode):
     def _enter(self, tensor: Tensor, *, made: bool) -> _Entry | None:
         if self.device is not None and tensor.device.type != self.device.type:
             return None
+        if tensor.layout != torch.strided:
+            raise ValueError(
+                f"measure: a tensor has layout {tensor.layout}, and only strided ones are counted; "
+                "make it dense, such as nn.Embedding(sparse=False)"
+            )
         storage = tensor.untyped_storage()
         entry = self._known.get(storage)
-        if entry is None:
+        if entry is not None and entry.size != storage.nbytes():  # it was resized
+            entry.died = len(self.phases) - 2
+            entry = replace(entry, size=storage.nbytes(), born=len(self.phases) - 1, died=None)
+            self._register(storage, entry)
+        elif entry is None:
             entry = _Entry(storage.nbytes(), len(self.phases) - 1 if made else 0, made)
-            self._entries.append(entry)
-            self._known[storage] = entry
-            weakref.finalize(storage, self._free, entry)
+            self._register(storage, entry)
         return entry
 
+    def _register(self, storage: torch.UntypedStorage, entry: _Entry) -> None:
+        self._entries.append(entry)
+        self._known[storage] = entry
+        weakref.finalize(storage, self._free, entry)
+
     def _free(self, entry: _Entry) -> None:
-        entry.died = len(self.phases) - 1
+        if entry.died is None:
+            entry.died = len(self.phases) - 1
 
 
 class _Held:

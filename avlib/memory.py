@@ -101,7 +101,7 @@ def measure(
             CPU's.
 
     Raises:
-        ValueError: nothing of the step was on that device.
+        ValueError: nothing was computed on that device, or with sparse tensors.
     """
     where = device_of(model) if device is None else torch.device(device)
     for _ in range(warmups):  # under a ledger, since torch keeps some tensors at its first sight
@@ -114,9 +114,10 @@ def measure(
     if allocator is not None:
         allocator["other"] -= int(use.total[0])
         use = replace(use, allocator=allocator)
-    if use.peak == 0:
+    if use.peak == 0 or len(use.phases) == 1:
         raise ValueError(
-            f"measure: no tensor of the step was on {where}; name the device with device=…"
+            f"measure: the step computed nothing on {where}; name the device with device=…, and "
+            "give a function, not a generator"
         )
     return use
 
@@ -151,7 +152,14 @@ def make_step(
         loss: outputs → a scalar; by default the sum of all floating-point outputs.
         autocast: the forward pass runs under `torch.autocast` to this dtype.
         training: with False, only a forward pass under `no_grad`.
+
+    Raises:
+        TypeError: inputs is a single tensor.
+        ValueError: from the step, where the outputs hold no floating-point tensor and there is no
+            loss.
     """
+    if isinstance(inputs, Tensor):
+        raise TypeError("make_step: inputs is a tensor, wanted a list of them; write [inputs]")
     score = _sum_of if loss is None else loss
     names = inputs if isinstance(inputs, Mapping) else {}
     places = () if isinstance(inputs, Mapping) else tuple(inputs)
@@ -175,6 +183,11 @@ def make_step(
 
 def _sum_of(outputs: Any) -> Tensor:
     sums = [tensor.sum() for tensor in tensors_in(outputs) if tensor.is_floating_point()]
+    if not sums:
+        raise ValueError(
+            f"make_step: the model returned {type(outputs).__name__}, without a floating-point "
+            "tensor in it; give loss=…, which makes a scalar of it"
+        )
     return torch.stack(sums).sum()
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
+    DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
     unset_fake_temporarily,
@@ -46,47 +47,64 @@ def predict(
     """What `measure` would find for a step of this model, made and run on fake tensors.
 
     For CUDA, which need not be there, the step takes the paths that it takes there: fused
-    attention (dropout in it costs nothing; float64 has none), fused dropout, CUDA's autocast, and
-    optimizers over all parameters at once. Workspaces of kernels and the allocator's rounding are
-    not predicted.
+    attention where CUDA has it, fused dropout, CUDA's autocast, and optimizers over all parameters
+    at once. Workspaces of kernels and the allocator's rounding are not predicted. Autocast is
+    asked for here: `torch.autocast("cuda")` within the model has no effect.
 
     Args:
         model_fn: makes the model, on the CPU. It and the model must not ask for numbers in
             tensors; a yes-or-no question about them is answered with no.
         inputs: keywords in a dictionary, or positional arguments in a sequence; of tensors only
-            shape, dtype and device count, and those on "meta" cost nothing.
+            their layout in memory counts, and those on "meta" cost nothing.
         device: "cpu" or "cuda".
         optimizer: parameters → optimizer, such as `torch.optim.AdamW`.
         loss, autocast: as in `make_step`.
         training: with False, a forward pass under `no_grad`.
 
     Raises:
-        ValueError: another device, or the model asks for a number in a tensor.
+        ValueError: another device; the model was made before, asks for a number in a tensor, or
+            holds a recurrent network, whose memory fake tensors do not show.
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(
             f"predict: device is {device!r}, there are 'cpu' and 'cuda'; name the kind"
         )
     with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
+        for context in (
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices=[]),  # model_fn may set a seed
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.device("cpu"),
+        ):
+            stack.enter_context(context)
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # deepcopy
-        stack.enter_context(_FakeTensors(allow_non_fake_inputs=True))
+        stack.enter_context(_FakeTensors())
         stack.enter_context(_Answers())
         if device == "cuda":
             stack.enter_context(_AsOnCuda())
         model = model_fn()
-        given = tree_map_only(Tensor, _fake, inputs)
+        parameters = list(model.parameters())
+        if not all(isinstance(parameter, FakeTensor) for parameter in parameters):
+            raise ValueError(
+                "predict: model_fn returned a model with numbers in its parameters, which a step "
+                "would change; make the model within model_fn"
+            )
+        given = _fakes(inputs)
         maker = None
         if optimizer is not None:
-            maker = optimizer(model.parameters())
-            for group in maker.param_groups if device == "cuda" else ():
-                if group.get("foreach") is None and not group.get("fused"):
-                    group["foreach"] = True  # as torch chooses for CUDA parameters
+            maker = optimizer(parameters)
+            if device == "cuda":
+                _over_all_parameters(maker)
         step = make_step(
             model, given, optimizer=maker, loss=loss, autocast=autocast, training=training
         )
-        if maker is None:
-            step()  # so that there are gradients to add to
+        owned = (
+            [] if maker is None else [p for group in maker.param_groups for p in group["params"]]
+        )
+        leaves = [tensor for tensor in (*parameters, *tensors_in(given)) if tensor.requires_grad]
+        if {id(leaf) for leaf in leaves} - {id(parameter) for parameter in owned}:
+            step()  # so that those are there that no optimizer frees
         with watched(Ledger(settled=True), model, maker) as ledger:
             step()
     return use_of(ledger)
@@ -131,16 +149,23 @@ class ByDepth:
         """The largest depth that needs no more than `budget` bytes; 0 where the two need more.
 
         Raises:
-            ValueError: the memory does not grow with depth.
+            ValueError: the memory does not grow with depth, or the budget is no number.
         """
-        if self.uses[1].peak <= self.uses[0].peak:
+        if not 0 <= budget < 2**60:
+            raise ValueError(f"ByDepth.deepest: budget is {budget}; give a number of bytes")
+        shallow, deep = (use.peak for use in self.uses)
+        if deep <= shallow:
             raise ValueError(
                 f"ByDepth.deepest: the peak does not grow from depth {self.depths[0]} to "
                 f"{self.depths[1]}; there is no deepest"
             )
-        fits = range(self.depths[0], self.depths[0] + int(budget) + 1)  # a byte or more a layer
-        count = bisect_right(fits, budget, key=lambda depth: self.at(depth).peak)
-        return self.depths[0] + count - 1 if count else 0
+        if shallow > budget:
+            return 0
+        # A largest of lines bends upwards: it lies above the one through both depths beyond them.
+        most = (int(budget) - shallow) * (self.depths[1] - self.depths[0]) // (deep - shallow)
+        depths = range(self.depths[0], self.depths[1] + most + 1)
+        count = bisect_right(depths, budget, key=lambda depth: self.at(depth).peak)
+        return depths[count - 1]
 
 
 def predict_by_depth(
@@ -156,9 +181,17 @@ def predict_by_depth(
         model_fn: depth → model.
         inputs: as for `predict`.
         depths: of the two predictions. Where kinds of layers take turns, whole turns, such as
-            (6, 12) for three kinds; then other whole turns are predicted too.
+            (6, 12) for three kinds; then only whole turns are predicted. Below 4 the first and
+            the last layer may hide what the others need.
         settings: further keywords of `predict`.
+
+    Raises:
+        ValueError: depths that are not two growing whole numbers; or as `predict`.
     """
+    if len(depths) != 2 or not 0 < depths[0] < depths[1]:
+        raise ValueError(
+            f"predict_by_depth: depths are {depths}, wanted two that grow, such as (4, 6)"
+        )
     shallow, deep = (
         _extremes(predict(partial(model_fn, depth), inputs, **settings)) for depth in depths
     )
@@ -180,14 +213,47 @@ def _extremes(use: MemoryUse) -> MemoryUse:
     )
 
 
-def _fake(tensor: Tensor) -> Tensor:
-    """A fake of the same shape, strides and dtype, on the CPU."""
-    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-    return fake.requires_grad_(tensor.requires_grad)
+def _fakes(inputs: Inputs) -> Any:
+    """Fakes of all tensors, on the CPU; those that share memory still do."""
+    storages: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in storages:
+            storages[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8)
+        whole = storages[storage._cdata].view(tensor.dtype) if storage.nbytes() else None
+        if whole is None:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        part = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).detach()
+        return part.requires_grad_(tensor.requires_grad)
+
+    return tree_map_only(Tensor, fake, inputs)
+
+
+def _over_all_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """What torch chooses where parameters are on CUDA."""
+    for group in optimizer.param_groups:
+        chosen = group.get("fused") or group.get("foreach") is not None
+        if not chosen and not group.get("differentiable") and not isinstance(group["lr"], Tensor):
+            group["foreach"] = True
 
 
 class _FakeTensors(FakeTensorMode):
-    """Models copy layers; copies of fake tensors must belong to the same mode."""
+    """Models copy their layers, and change their types: these fake tensors bear both."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        convert = self.fake_tensor_converter.from_meta_and_device
+        memo = self.fake_tensor_converter.meta_converter.tensor_memo
+
+        def forgetful(*args: Any, **kwargs: Any) -> FakeTensor:
+            before = set(memo)
+            fake = convert(*args, **kwargs)
+            for key in set(memo) - before:  # a weak reference, which `Module.to` refuses
+                del memo[key]
+            return fake
+
+        self.fake_tensor_converter.from_meta_and_device = forgetful  # type: ignore[method-assign]
 
     def __deepcopy__(self, memo: Any) -> "_FakeTensors":
         return self
@@ -202,28 +268,38 @@ class _Answers(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
+        if "rnn" in func.__name__ or "lstm" in func.__name__ or "gru" in func.__name__:
+            raise ValueError(
+                f"predict: the model computes {func}, whose memory fake tensors do not show; "
+                "measure it where it runs"
+            )
         tensors = tensors_in((args, kwargs))
-        if tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        real = not any(isinstance(tensor, FakeTensor) for tensor in tensors)
+        if tensors and real and func is not torch.ops.aten.lift_fresh.default:
             with unset_fake_temporarily():  # such as states of random generators
                 return func(*args, **kwargs)
         try:
             return func(*args, **kwargs)
-        except DataDependentOutputException as error:
-            if tensors[0].dtype == torch.bool:
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            if (
+                tensors[0].dtype == torch.bool
+                and func is torch.ops.aten._local_scalar_dense.default
+            ):
                 return False
             raise ValueError(
-                f"predict: the model asks for a number in a tensor ({error}), and nothing is "
-                "computed; give it as a plain number, or measure a small model"
+                f"predict: the model asks for numbers in a tensor ({error}), and nothing is "
+                "computed; give it plain numbers, or measure a small model"
             ) from error
 
 
 # Functions that CUDA's autocast computes in float32 and the CPU's does not (documented in
-# torch.amp): those met in transformers and their losses.
-_FLOAT32 = {
-    *("layer_norm", "group_norm", "norm", "normalize", "softmax", "log_softmax", "softplus"),
+# torch.amp): those met in transformers and their losses. The first read 16-bit numbers as they are.
+_TO_FLOAT32 = {"sum", "prod", "cumsum", "cumprod", "softmax", "log_softmax", "vector_norm"}
+_IN_FLOAT32 = {
+    *("layer_norm", "group_norm", "norm", "normalize", "softmin", "softplus", "logsumexp"),
     *("cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "kl_div"),
-    *("cosine_similarity", "pow", "__pow__", "square", "exp", "log", "rsqrt", "reciprocal"),
-    *("sum", "prod", "cumsum"),
+    *("cosine_similarity", "pow", "__pow__", "__rpow__", "square", "exp", "expm1", "log", "log1p"),
+    *("log2", "log10", "rsqrt", "reciprocal", "__rtruediv__", "interpolate"),
 }
 
 
@@ -234,37 +310,54 @@ class _AsOnCuda(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         if func is F.dropout:
             return _dropout(*args, **kwargs)
-        if torch.is_autocast_enabled("cpu") and func.__name__ in _FLOAT32:
-            args, kwargs = tree_map_only(Tensor, _float32, (args, kwargs))
+        if torch.is_autocast_enabled("cpu"):
+            if name in _IN_FLOAT32:
+                args, kwargs = tree_map_only(Tensor, _float32, (args, kwargs))
+            elif name in _TO_FLOAT32 and args[0].dtype in (torch.bfloat16, torch.float16):
+                kwargs = {"dtype": torch.float32, **kwargs}
+            else:
+                return func(*args, **kwargs)
             with torch.autocast("cpu", enabled=False):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, *args: Any, dropout_p: float = 0.0, **kwargs: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
-    """CUDA's fused attention keeps no dropout mask; there is none for float64."""
-    mask, _, *rest = (*args, None, None)[: max(2, len(args))]
-    call = (query, key, value, kwargs.pop("attn_mask", mask), 0.0, *rest)
-    if query.dtype != torch.float64:
-        return F.scaled_dot_product_attention(*call, **kwargs)
+    """Fused where CUDA has a kernel for it, which keeps no dropout mask; else with all scores.
+
+    One kernel takes no mask, the other only heads of whole 16-byte rows (`sdp_utils.cpp`).
+    """
+    autocast = torch.is_autocast_enabled("cpu") and query.dtype == torch.float32
+    dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
+    whole_rows = all(t.shape[-1] * dtype.itemsize % 16 == 0 for t in (query, value))
+    flash = dtype.itemsize == 2 and attn_mask is None and query.shape[-1] <= 256
+    fused = query.ndim == 4 and dtype.itemsize < 8 and (flash or whole_rows)
+    call = partial(F.scaled_dot_product_attention, query, key, value, attn_mask)
+    if fused:
+        return call(0.0, *args, **kwargs)
     with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(*call, **kwargs)
+        return call(dropout_p, *args, **kwargs)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """CUDA's dropout keeps a mask of booleans, the CPU's one of numbers."""
-    if not training or p == 0:
-        return input
+    if inplace or not training or not 0 < p < 1:
+        return F.dropout(input, p, training, inplace)
     return torch.native_dropout(input, p, True)[0]
 
 
 def _float32(tensor: Tensor) -> Tensor:
-    return (
-        tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
-    )
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -194,8 +194,44 @@ def test_collection_and_hooks_are_as_before(make_zorro):
 
 
 def test_nothing_on_the_device_is_an_error():
-    with pytest.raises(ValueError, match="no tensor of the step was on meta; name the device"):
+    with pytest.raises(ValueError, match="computed nothing on meta; name the device"):
         measure(lambda: torch.zeros(10), device="meta")
+
+
+def test_a_generator_computes_nothing():
+    def step():
+        yield torch.zeros(10)
+
+    with pytest.raises(ValueError, match="give a function, not a generator"):
+        measure(step)
+
+
+def test_a_storage_that_grows_is_counted_as_it_is():
+    one = torch.zeros(1000)
+
+    def step():
+        out = torch.empty(0)
+        torch.add(one, 1, out=out)
+        return out.sum()
+
+    assert peak_bytes(step) == THOUSAND + 4
+
+
+def test_sparse_tensors_are_refused():
+    model = nn.Embedding(10, 4, sparse=True)
+    with pytest.raises(
+        ValueError, match=r"layout torch.sparse_coo, and only strided .* make it dense"
+    ):
+        measure(make_step(model, [torch.tensor([1, 2])]), model=model)
+
+
+def test_steps_that_cannot_be_made_say_so(no_shape_checks):
+    with pytest.raises(
+        TypeError, match=r"inputs is a tensor, wanted a list of them; write \[inputs"
+    ):
+        make_step(nn.Linear(2, 2), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="without a floating-point tensor in it; give loss="):
+        make_step(nn.Flatten(), [torch.zeros(2, 3, dtype=torch.long)])()
 
 
 def test_on_cuda_the_allocator_is_asked(monkeypatch):

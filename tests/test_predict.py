@@ -1,5 +1,6 @@
 """Predicted memory, against measured memory and against what is known of CUDA."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -105,6 +106,41 @@ def test_a_loss_of_ones_own():
     assert predict(model_fn, inputs).peak < 0.9 * found.peak
 
 
+class Halves(nn.Sequential):
+    """A model that is converted on its way, as many are."""
+
+    def __init__(self):
+        layer = nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.Linear(64, 32))
+        super().__init__(layer, copy.deepcopy(layer), nn.Dropout(0.1))
+        self.to(torch.float64)
+
+
+def test_converted_and_copied_layers():
+    inputs = [torch.randn(50, 32, dtype=torch.float64)]
+    for _ in range(2):  # torch's cache of fake results must not matter
+        wanted = predict(Halves, inputs, optimizer=torch.optim.AdamW)
+        found = measured(Halves(), inputs, optimizer=torch.optim.AdamW)
+        assert wanted.peak == pytest.approx(found.peak, rel=0.001)
+
+
+def test_gradients_that_no_optimizer_frees():
+    inputs = [torch.randn(1000, 32, requires_grad=True)]
+    settings = {"optimizer": partial(torch.optim.SGD, lr=0.1)}
+    found = measured(nn.Linear(32, 8), inputs, **settings)
+    assert predict(partial(nn.Linear, 32, 8), inputs, **settings).peak == found.peak
+
+
+def test_inputs_that_share_memory_share_it_in_the_prediction():
+    class Both(nn.Linear):
+        def forward(self, one, other):
+            return super().forward(one) + super().forward(other)
+
+    rows = torch.randn(1000, 32)
+    inputs = [rows[100:200], rows[200:300]]
+    found = measured(Both(32, 8), inputs)
+    assert predict(partial(Both, 32, 8), inputs).peak == found.peak
+
+
 def test_inference_keeps_nothing(make_zorro):
     video = {"video": torch.rand(2, 3, 4, 16, 16), "return_token_indices": (1,)}
     uses = [predict(partial(make_zorro, depth), video, training=False) for depth in (2, 6)]
@@ -126,8 +162,14 @@ def test_nothing_is_allocated():
     assert use.at_peak["optimizer"] >= 2 * use.at_peak["parameters"]
 
 
-def test_random_numbers_are_left_alone(make_zorro):
+def test_random_numbers_are_left_alone():
     before = torch.get_rng_state()
+
+    def seeds():
+        torch.manual_seed(1)
+        return nn.Linear(2, 2)
+
+    predict(seeds, [torch.zeros(1, 2)])
     predict(partial(Towers, 2, True, dropout=0.1), [torch.empty(1, 9, 32), torch.empty(1, 5, 32)])
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -163,6 +205,32 @@ def test_the_deepest_model_fits_and_the_next_does_not(make_zorro):
     assert by_depth.deepest(1000) == 0
 
 
+def test_the_deepest_of_a_large_budget():
+    """77 by trying; the depth was searched for among so many that their bytes overflowed."""
+    rows = [torch.empty(4096, 7168, device="meta")]
+    settings = {"optimizer": torch.optim.AdamW, "device": "cuda"}
+
+    def stack(depth):
+        return nn.Sequential(
+            *(nn.Sequential(nn.Linear(7168, 7168), nn.GELU()) for _ in range(depth))
+        )
+
+    by_depth = predict_by_depth(stack, rows, **settings)
+    deepest = by_depth.deepest(80e9)
+    direct = [
+        predict(partial(stack, depth), rows, **settings).peak for depth in (deepest, deepest + 1)
+    ]
+    assert direct[0] <= 80e9 < direct[1]
+    with pytest.raises(ValueError, match="budget is nan; give a number of bytes"):
+        by_depth.deepest(float("nan"))
+
+
+@pytest.mark.parametrize("depths", [(4, 4), (6, 4), (4,), (0, 2)])
+def test_depths_must_grow(depths, no_shape_checks):
+    with pytest.raises(ValueError, match=r"wanted two that grow, such as \(4, 6\)"):
+        predict_by_depth(lambda depth: nn.Linear(2, 2), [torch.zeros(1, 2)], depths=depths)
+
+
 def test_a_model_that_does_not_grow_has_no_deepest():
     by_depth = predict_by_depth(lambda depth: nn.Linear(8, 8), [torch.zeros(1, 8)])
     with pytest.raises(ValueError, match="the peak does not grow from depth 4 to 6"):
@@ -195,10 +263,18 @@ def test_cuda_keeps_no_scores(dropout):
         assert predict(partial(Attends, dropout), inputs).peak > scores
 
 
-def test_cuda_has_no_fused_attention_for_float64():
-    inputs = [torch.empty(1, 1, 512, 16, device="meta", dtype=torch.float64)]
-    use = predict(partial(Attends, dtype=torch.float64), inputs, device="cuda")
-    assert use.peak > 8 * 512 * 512
+@pytest.mark.parametrize(
+    ("dtype", "width", "fused"),
+    [
+        (torch.float64, 16, False),
+        (torch.float32, 10, False),  # its rows are not whole 16 bytes
+        (torch.bfloat16, 10, True),  # but without a mask there is another kernel
+    ],
+)
+def test_where_cuda_has_fused_attention(dtype, width, fused):
+    inputs = [torch.empty(1, 1, 512, width, device="meta", dtype=dtype)]
+    use = predict(partial(Attends, dtype=dtype), inputs, device="cuda")
+    assert (use.peak < dtype.itemsize * 512 * 512) == fused
 
 
 def test_cudas_dropout_keeps_booleans():
@@ -224,6 +300,18 @@ def test_cudas_autocast_norms_in_float32():
     assert more >= 10 * MILLION * 2  # the norm's input, in four bytes and not in two
 
 
+def test_cudas_sum_reads_16_bits_as_they_are():
+    inputs = [torch.empty(MILLION, 8, device="meta")]
+    use = predict(partial(nn.Linear, 8, 100), inputs, device="cuda", autocast=torch.bfloat16)
+    rows = 100 * MILLION * 2
+    assert use.peak < 2.5 * rows  # what Linear gives and its gradient, not another in float32
+
+
+def test_a_rate_in_a_tensor_is_as_torch_has_it():
+    adam = partial(torch.optim.AdamW, lr=torch.tensor(0.1))
+    predict(partial(nn.Linear, 2, 2), [torch.zeros(1, 2)], device="cuda", optimizer=adam)
+
+
 def test_cudas_optimizers_take_all_parameters_at_once():
     def model_fn():
         return nn.Sequential(*(nn.Linear(100, 100) for _ in range(10)))
@@ -246,6 +334,18 @@ def test_other_devices_are_refused():
         predict(partial(nn.Linear, 2, 2), [torch.zeros(1, 2)], device="tpu")
 
 
+def test_a_model_with_numbers_is_refused_and_left_alone():
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"numbers in its parameters, .* make the model within"):
+        predict(lambda: model, [torch.zeros(1, 2)], optimizer=torch.optim.AdamW)
+    assert model.weight.grad is None
+
+
+def test_recurrent_networks_are_refused():
+    with pytest.raises(ValueError, match="whose memory fake tensors do not show; measure it"):
+        predict(partial(nn.LSTM, 4, 8), [torch.zeros(5, 1, 4)])
+
+
 class Asks(nn.Linear):
     def forward(self, rows):
         if not rows.isfinite().all():  # answered with no: so this is "yes, something is wrong"
@@ -255,7 +355,7 @@ class Asks(nn.Linear):
 
 def test_questions_about_numbers():
     predict(partial(Asks, 2, 2), [torch.zeros(1, 2)])
-    with pytest.raises(ValueError, match=r"asks for a number in a tensor .* as a plain number"):
+    with pytest.raises(ValueError, match=r"asks for numbers in a tensor .* give it plain numbers"):
         predict(partial(Asks, 2, 3), [torch.zeros(1, 2)])
 
 

@@ -1,7 +1,7 @@
 """Where the memory of a step goes: over its time, over depth, and beside what cards have."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import cycle, groupby
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ KIND_COLOURS = dict(
 KIND_HATCHES = dict(zip(KINDS, ("", "//", "..", "\\\\", "", "xx", "--"), strict=True))
 CARDS = (8, 16, 24, 80, 141)  # GB of memory on GPUs that are sold; a GB is 10⁹ bytes
 GB = 10**9
+_STYLES = [("s", FOCUS), ("^", "#8F5A00"), ("o", "#009E73"), ("D", "#0072B2"), ("v", INK)]
 
 
 def timeline(
@@ -91,15 +92,19 @@ def peaks(
         ax: where to draw; by default a new figure.
     """
     ax = canvas(ax, 7, 3.6)
+    curves = {name: dict(sorted(curve.items())) for name, curve in curves.items()}
     found = [value for curve in curves.values() for value in curve.values() if value is not None]
+    if any(set(curve.values()) <= {None} for curve in curves.values()) or not curves:
+        raise ValueError("peaks: a curve has no bytes at any depth; leave it out")
     unit, size = readable(max(found))
     deepest = max(depth for curve in curves.values() for depth in curve)
     ends = {name: max(v for v in curve.values() if v is not None) for name, curve in curves.items()}
     heights = _apart({name: end / size for name, end in ends.items()}, 0.1 * max(found) / size)
-    for (name, curve), (marker, shade) in zip(curves.items(), _styles(), strict=False):
+    for (name, curve), (marker, shade) in zip(curves.items(), cycle(_STYLES), strict=False):
         there = {depth: value / size for depth, value in curve.items() if value is not None}
         ax.plot(list(there), list(there.values()), marker, color=shade, ls="-", ms=6)
-        last, gone = max(there), [depth for depth, value in curve.items() if value is None]
+        last = max(there)
+        gone = [depth for depth in curve if depth > last]
         if gone:
             ax.plot([last, gone[0]], [there[last]] * 2, ls=":", color=shade)
             ax.plot(gone[0], there[last], "x", color=shade, ms=10, mew=3)
@@ -172,8 +177,3 @@ def _apart(heights: Mapping[str, float], gap: float) -> dict[str, float]:
     for name in sorted(heights, key=lambda name: heights[name]):
         moved[name] = lowest = max(heights[name], lowest + gap)
     return moved
-
-
-def _styles() -> list[tuple[str, str]]:
-    """A marker and a colour for each line."""
-    return [("s", FOCUS), ("^", "#8F5A00"), ("o", "#009E73"), ("D", "#0072B2"), ("v", INK)]
