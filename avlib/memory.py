@@ -31,7 +31,7 @@ class MemoryUse:
 
     Args:
         timeline: kind (see `KINDS`) → bytes at each moment.
-        phases: for each moment "before", "forward", "backward" or "optimizer".
+        phases: for each moment "before", "backward", "optimizer", or "forward", which is all else.
         operations: for each moment the name of the operation that ended then.
         allocator: on CUDA, what its allocator says of a step without a ledger, in bytes at the
             peak: `requested` by tensors and kernels, `allocated` with their sizes rounded up,

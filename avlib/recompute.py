@@ -118,6 +118,7 @@ class _Call:
             arguments = ({**streams, **named["stream"]}, {**self.constants, **named["input"]})
             state = {**named["weight"], **buffers}
             deltas = functional_call(self.coupling, state, arguments, tie_weights=False)
+        _refuse_strangers(self.coupling, deltas, leaves)
         return deltas, leaves
 
 
@@ -140,7 +141,6 @@ class _Recomputed(torch.autograd.Function):
             before = random_state(call.devices)
             deltas, leaves = call.deltas(streams, rest, {})
             call.random_state = drawn_from(before)
-        _refuse_strangers(call.coupling, deltas, leaves)
         for leaf in leaves.values():
             if leaf.requires_grad:
                 leaf.register_hook(_refuse_outside)

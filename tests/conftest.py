@@ -1,5 +1,11 @@
 """What every test shares: one thread, a fixed seed, and shape checks on all of avlib."""
 
+import os
+
+# Before torch is loaded, here and in what the tests start: tests run side by side, and threads that
+# wait for each other's cores take ten times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from collections.abc import Callable, Iterator
 
 import jaxtyping
