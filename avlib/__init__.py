@@ -6,7 +6,8 @@
 - `attention`: attention between groups, feed-forward
 - `coupling`, `reversible`: blocks with an inverse, and what is made of them
 - `recompute`, `grid`: their backward pass without stored activations, and their exact mode
-- `memory`, `predict`: how many bytes a step holds, or will hold; `ledger` enters them
+- `memory`, `predict`: how many bytes a step holds, or will hold; `ledger` enters them, and
+  `as_on_cuda` does as a GPU would
 - `zorro`: the complete Zorro model
 - `data`: clips from files
 - `plots`, `widgets`, `course`: pictures, sliders and exercises for the notebooks

@@ -39,11 +39,8 @@ class Ledger(TorchDispatchMode):
     def __init__(self, device: torch.device | None = None, *, settled: bool = False) -> None:
         super().__init__()
         self.device, self.settled = device, settled
-        self.operations, self.phases = (
-            [""],
-            ["before"],
-        )  # the name of each operation, and when it ran
-        self.workspaces = [0]  # of each operation: what the allocator held for it alone, in bytes
+        # Of each operation: its name, when it ran, what the allocator held for it alone (bytes).
+        self.operations, self.phases, self.workspaces = [""], ["before"], [0]
         self.in_optimizer = False
         self._entries: list[_Entry] = []
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, _Entry] = (
