@@ -197,6 +197,24 @@ def test_two_depths_tell_the_others(make_zorro, way, device, optimizer, size):
     assert by_depth.at(11).at_peak == pytest.approx(direct.at_peak, abs=100)
 
 
+class WideBegin(nn.Sequential):
+    """Shallow, it holds the most at the end of the backward pass; deep, where that begins."""
+
+    def __init__(self, depth):
+        layers = [layer for _ in range(depth) for layer in (nn.Linear(50, 50), nn.GELU())]
+        super().__init__(nn.Linear(10, 2000), nn.GELU(), nn.Linear(2000, 50), *layers)
+
+
+def test_the_peak_may_move_with_depth():
+    rows = [torch.empty(1000, 10, device="meta")]
+    by_depth = predict_by_depth(WideBegin, rows)
+    shallow, deep = (predict(partial(WideBegin, depth), rows) for depth in (5, 80))
+    moments = [use.total.argmax() / len(use.phases) for use in (shallow, deep)]
+    assert moments[0] > moments[1]
+    assert by_depth.at(5).peak == shallow.peak
+    assert by_depth.at(80).peak == deep.peak
+
+
 def test_the_deepest_model_fits_and_the_next_does_not(make_zorro):
     by_depth = predict_by_depth(make_zorro, signals())
     for budget in (5 * MILLION, 50 * MILLION, 10**12):
