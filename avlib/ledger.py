@@ -165,6 +165,9 @@ def watched(
 
     The garbage collector rests meanwhile: it would free tensors at moments of its own.
     """
+    # At its first operation under a mode torch loads parts of itself, and keeps the tensors.
+    with Ledger():
+        torch.zeros(1).add(1)
     parameters = [] if model is None else list(model.parameters())
     state = {} if optimizer is None else optimizer.state
 

@@ -104,9 +104,8 @@ def measure(
         ValueError: nothing was computed on that device, or with sparse tensors.
     """
     where = device_of(model) if device is None else torch.device(device)
-    for _ in range(warmups):  # under a ledger, since torch keeps some tensors at its first sight
-        with watched(Ledger(where), model, optimizer):
-            step()
+    for _ in range(warmups):
+        step()
     allocator = _allocator(step, where) if where.type == "cuda" else None
     with watched(Ledger(where), model, optimizer) as ledger:
         step()

@@ -1,6 +1,8 @@
 """Live bytes on the CPU, counted by hand beside, and by PyTorch's own tracker."""
 
 import gc
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -177,6 +179,21 @@ def test_checkpointed_and_reversible_steps_keep_less(make_zorro):
     assert kept["stored", 8] > 3 * kept["checkpoint", 8]
     assert kept["reversible", 8] == kept["reversible", 4]
     assert peaks["stored", 8] > peaks["checkpoint", 8] > peaks["reversible", 8]
+
+
+def test_the_first_count_of_a_process_is_right():
+    code = """
+import torch
+from avlib import Zorro
+from avlib.memory import peak_bytes
+model = Zorro(dim=64, depth=8, heads=4, dim_head=16)
+clip = {"audio": torch.randn(1, 16_000), "video": torch.rand(1, 3, 8, 64, 64)}
+step = lambda: model(**clip).sum().backward()
+step()
+print(len({peak_bytes(step) for _ in range(3)}))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "1"
 
 
 def test_collection_and_hooks_are_as_before(make_zorro):
