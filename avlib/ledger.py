@@ -73,11 +73,11 @@ class Ledger(TorchDispatchMode):
 
     def timeline(self, kinds: Iterable[str]) -> dict[str, Tensor]:
         """Bytes of each kind after each operation; the kinds are those of `avlib.memory`."""
-        timeline = {
-            kind: self._alive(e for e in self._entries if self._kind(e) == kind) for kind in kinds
-        }
-        timeline["workspaces"] = torch.tensor(self.workspaces)
-        return timeline
+        entries: dict[str | None, list[_Entry]] = {kind: [] for kind in (None, *kinds)}
+        for entry in self._entries:
+            entries[self._kind(entry)].append(entry)
+        timeline = {kind: self._alive(entries[kind]) for kind in kinds}
+        return {**timeline, "workspaces": torch.tensor(self.workspaces)}
 
     def made(self) -> Tensor:
         """Bytes that operations of the step made, after each of them."""

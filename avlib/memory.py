@@ -1,7 +1,6 @@
-"""Where the memory of a training step goes: measured on this machine, or predicted for another.
+"""Where the memory of a training step goes: what is there after each of its operations.
 
-Measured is what is there after each tensor operation, entered in a `Ledger`. Predicted is the same
-on fake tensors, which have sizes and no numbers: nothing is allocated, and nothing computed.
+It is entered in a `Ledger`. `avlib.predict` does the same without allocating or computing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,15 +53,19 @@ class MemoryUse:
         return int(self.total.max())
 
     @property
+    def moment(self) -> int:
+        """The first moment at which the total is largest."""
+        return int(self.total.argmax())
+
+    @property
     def at_peak(self) -> dict[str, int]:
-        """Kind → bytes at the first moment at which the total is largest."""
-        moment = int(self.total.argmax())
+        """Kind → bytes at that moment."""
+        moment = self.moment
         return {kind: int(self.timeline[kind][moment]) for kind in KINDS}
 
     def __str__(self) -> str:
         unit, size = readable(self.peak)
-        moment = int(self.total.argmax())
-        rows = {**self.at_peak, f"peak ({self.phases[moment]})": self.peak}
+        rows = {**self.at_peak, f"peak ({self.phases[self.moment]})": self.peak}
         return "\n".join(
             f"{kind:16} {count / size:8.2f} {unit}" for kind, count in rows.items() if count
         )

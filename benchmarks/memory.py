@@ -37,21 +37,20 @@ from common import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import avlib.course
 from avlib import Zorro
 from avlib.coupling import step as coupling_step
+from avlib.course import memory as course
 from avlib.course.reversible import towers
 from avlib.memory import MemoryUse, make_step, measure
 from avlib.predict import ByDepth, predict, predict_by_depth
 
-ORDINARY, CHECKPOINTED, REVERSIBLE = WAYS = ("ordinary", "checkpointed", "reversible")
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}  # the latter by autocast
+ORDINARY, CHECKPOINTED, REVERSIBLE = WAYS = tuple(course.WAYS)
+PRECISIONS = course.PRECISIONS  # bfloat16 by autocast
 TURNS = {"zorro": 1, "towers": 2}  # how many kinds of layers take turns
 # Fused: its step makes no tensors. By default torch's step on CUDA makes several as large as all
 # parameters, and a deep reversible model would hold the most there. Small steps keep numbers small.
 OPTIMIZER = partial(torch.optim.AdamW, lr=1e-6, fused=True)
 PREDICTED_FROM = (4, 6)
-JSON = Path(avlib.course.__file__).with_name("memory.json")
 TABLES = Path(__file__).with_name("memory.md")
 CUDA = DEVICE.type == "cuda"
 GB, MB = 10**9, 10**6
@@ -436,7 +435,7 @@ def circumstances(size: Size, threads: int) -> dict[str, Any]:
 
 def write(result: Mapping[str, Any]) -> None:
     """The numbers and their tables, so far."""
-    JSON.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    course.MEASUREMENTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     TABLES.write_text(tables(result), encoding="utf-8")
 
 
@@ -620,12 +619,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if (
-        not CUDA
-        and JSON.exists()
-        and json.loads(JSON.read_text(encoding="utf-8"))["kind"] == "cuda"
-    ):
-        parser.error(f"{JSON} was measured on a GPU; delete it to measure on the CPU")
+    there = course.MEASUREMENTS
+    if not CUDA and there.exists() and course.measurements()["kind"] == "cuda":
+        parser.error(f"{there} was measured on a GPU; delete it to measure on the CPU")
     run(FULL if args.full or (CUDA and not args.small) else SMALL, args.threads)
     print(TABLES.read_text(encoding="utf-8"))
 

@@ -104,10 +104,12 @@ def plan(
 
 # What benchmarks/memory.py measured
 
+MEASUREMENTS = Path(__file__).with_name("memory.json")
+
 
 def measurements() -> dict[str, Any]:
     """Peaks and times over depth, as `benchmarks/memory.py` wrote them, with the machine's name."""
-    return json.loads(Path(__file__).with_name("memory.json").read_text(encoding="utf-8"))
+    return json.loads(MEASUREMENTS.read_text(encoding="utf-8"))
 
 
 def curves_of(

@@ -50,7 +50,7 @@ def timeline(
             middle = start + length / 2
             ax.text(middle, top * 0.99, phase, ha="center", va="top", color=INK, weight="bold")
         start += length
-    moment = int(use.total.argmax())
+    moment = use.moment
     ax.plot(moment, use.peak / size, "v", color=INK, ms=7)
     left = moment > len(use.phases) * 0.6
     text = (
