@@ -8,7 +8,7 @@
 - `recompute`, `grid`: their backward pass without stored activations, and their exact mode
 - `memory`, `predict`: how many bytes a step holds, or will hold; `ledger` enters them, and
   `as_on_cuda` does as a GPU would
-- `zorro`: the complete Zorro model
+- `embedding`, `layer`, `zorro`: the complete Zorro model; `late_fusion` keeps its streams for later
 - `data`: clips from files
 - `plots`, `widgets`, `course`: pictures, sliders and exercises for the notebooks
 
@@ -19,6 +19,7 @@ j read, h heads, d features.
 from avlib.attention import Attention, FeedForward, attend
 from avlib.coupling import Coupling
 from avlib.data import EXAMPLE_CLIP, Clip, load_clip, save_clip
+from avlib.late_fusion import StreamCache
 from avlib.leaks import Influence, influence
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
 from avlib.reversible import DualModalityReversibleSequence, ReversibleSequence
@@ -34,31 +35,3 @@ from avlib.tokens import (
     unpatchify_video,
 )
 from avlib.zorro import Zorro
-
-__all__ = [
-    "EXAMPLE_CLIP",
-    "Attention",
-    "Clip",
-    "Coupling",
-    "DualModalityReversibleSequence",
-    "FactorisedPositions",
-    "FeedForward",
-    "Influence",
-    "LogMelSpectrogram",
-    "ReversibleSequence",
-    "SpecAugment",
-    "TokenType",
-    "TokenTypes",
-    "Visibility",
-    "Zorro",
-    "attend",
-    "influence",
-    "load_clip",
-    "patchify_audio",
-    "patchify_video",
-    "save_clip",
-    "unpatchify_audio",
-    "unpatchify_video",
-    "zorro_readout",
-    "zorro_trunk",
-]

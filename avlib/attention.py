@@ -5,6 +5,7 @@ that it may read, so a hidden token is never multiplied by zero: it is never tou
 """
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +16,26 @@ from torch import Tensor, nn
 from avlib.masks import Visibility
 
 Streams = Mapping[str, Tensor]
+KeysValues = tuple[Float[Tensor, "*#b h _n _e"], Float[Tensor, "*#b h _n _e"]]
 
 
 def attend(
-    query: Mapping[str, Float[Tensor, "b h _i d"]],
-    key: Mapping[str, Float[Tensor, "b h _j d"]],
-    value: Mapping[str, Float[Tensor, "b h _j d"]],
+    query: Mapping[str, Float[Tensor, "*b h _i d"]],
+    key: Mapping[str, Float[Tensor, "*#b h _j d"]],
+    value: Mapping[str, Float[Tensor, "*#b h _j d"]],
     visibility: Visibility,
     *,
-    key_masks: Mapping[str, Bool[Tensor, "b _j"]] | None = None,
+    key_masks: Mapping[str, Bool[Tensor, "*#b _j"]] | None = None,
     dropout: float = 0.0,
-) -> dict[str, Float[Tensor, "b h _i d"]]:
+) -> dict[str, Float[Tensor, "*b h _i d"]]:
     """Scaled dot-product attention for each reader group over the key groups that it reads.
 
     Equal to `scaled_dot_product_attention` over all tokens with `visibility.dense(…)` as mask, but
     no such mask is built, and what a group may not read cannot touch it, NaN included.
+
+    A batch may have several axes, and along each a key group may have size 1: its keys are then
+    shared by all the queries there, and never copied. So queries of K×L pairs of clips read keys of
+    batches (K, 1) and (1, L).
 
     Args:
         query: one tensor for each reader group.
@@ -57,17 +63,15 @@ def attend(
                 f"attend: {kind} has groups {sorted(got)}, the visibility names {sorted(wanted)}; "
                 "leave groups out of both with visibility.only(…)"
             )
-    tensors = [*query.values(), *key.values(), *value.values()]
-    alike = {(tensor.shape[:-2], tensor.shape[-1]) for tensor in tensors}
-    if len(alike) > 1 or any(key[name].shape != value[name].shape for name in key):
-        shapes = [tuple(tensor.shape) for tensor in tensors]
+    if not _differ_in_tokens_alone(query, key, value):
+        shapes = [tuple(t.shape) for t in (*query.values(), *key.values(), *value.values())]
         raise ValueError(
             f"attend: got shapes {shapes}, wanted (batch, heads, tokens, features) with only the "
             "tokens differing between groups; split heads the same way everywhere"
         )
     key_masks = key_masks or {}
     for name, real in key_masks.items():
-        wanted_shape = (*key[name].shape[:1], key[name].shape[2]) if name in key else None
+        wanted_shape = (*key[name].shape[:-3], key[name].shape[-2]) if name in key else None
         if real.dtype != torch.bool or tuple(real.shape) != wanted_shape:
             raise ValueError(
                 f"attend: key mask {name!r} is {real.dtype} of shape {tuple(real.shape)}, wanted "
@@ -75,21 +79,75 @@ def attend(
             )
     out = {}
     for reader, names in visibility.reads.items():
+        keys, values = ([part[name] for name in names] for part in (key, value))
+        if any(part.shape[:-3] != query[reader].shape[:-3] for part in keys):
+            masks = [key_masks.get(name) for name in names]
+            out[reader] = _attend_in_parts(query[reader], keys, values, masks, dropout)
+            continue
         mask = None
         if any(name in key_masks for name in names):
             parts = [
-                key_masks.get(name, torch.ones_like(key[name][:, 0, :, 0], dtype=torch.bool))
+                key_masks.get(name, torch.ones_like(key[name][..., 0, :, 0], dtype=torch.bool))
                 for name in names
             ]
-            mask = torch.cat(parts, -1)[:, None, None]
+            mask = torch.cat(parts, -1)[..., None, None, :]
         out[reader] = F.scaled_dot_product_attention(
-            query[reader], _join(key, names), _join(value, names), mask, dropout
+            query[reader], _join(keys), _join(values), mask, dropout
         )
     return out
 
 
-def _join(streams: Streams, names: Sequence[str]) -> Tensor:
-    return streams[names[0]] if len(names) == 1 else torch.cat([streams[n] for n in names], -2)
+def _differ_in_tokens_alone(query: Streams, key: Streams, value: Streams) -> bool:
+    """Whether all shapes agree but for the tokens, and but for keys that a batch shares."""
+    *batch, heads, _, features = next(iter(query.values())).shape
+    rest = [*batch, heads], features
+    for shape in (part.shape for part in query.values()):
+        if ([*shape[:-2]], shape[-1]) != rest:
+            return False
+    for name, shape in ((name, part.shape) for name, part in key.items()):
+        filled = [b if n == 1 else n for n, b in zip(shape[:-3], batch, strict=False)]
+        if shape != value[name].shape or ([*filled, *shape[-3:-2]], shape[-1]) != rest:
+            return False
+    return True
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -2)
+
+
+def _attend_in_parts(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    masks: Sequence[Tensor | None],
+    dropout: float,
+) -> Tensor:
+    """One softmax over parts whose batches differ: softmax(q·kᵀ/√d)·v, summed part by part.
+
+    `einsum` makes rows of one matrix product of all queries that share a part, so its keys are read
+    once for all of them. The scores are held in float32 at least, as fused kernels hold them.
+    """
+    scale = query.shape[-1] ** -0.5
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = [
+            torch.einsum("...id,...jd->...ij", query.to(dtype) * scale, key.to(dtype))
+            for key in keys
+        ]
+        scores = [
+            part if mask is None else part.masked_fill(~mask[..., None, None, :], -torch.inf)
+            for part, mask in zip(scores, masks, strict=True)
+        ]
+        highest = reduce(torch.maximum, [part.detach().amax(-1, keepdim=True) for part in scores])
+        highest = highest.clamp(min=torch.finfo(dtype).min)  # -inf where all keys are padding
+        weights = [part.sub_(highest).exp_() for part in scores]
+        total = reduce(torch.add, [part.sum(-1, keepdim=True) for part in weights])
+        read = [
+            torch.einsum("...ij,...jd->...id", F.dropout(part, dropout).to(value.dtype), value)
+            for part, value in zip(weights, values, strict=True)
+        ]
+        # The highest score weighs 1, so the total is at least that, or 0 over padding alone.
+        return (reduce(torch.add, read) / total.clamp(min=1)).to(query.dtype)
 
 
 class Attention(nn.Module):
@@ -115,36 +173,42 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        streams: Mapping[str, Float[Tensor, "b _i d"]],
+        streams: Mapping[str, Float[Tensor, "*b _i d"]],
         visibility: Visibility,
         *,
-        context: Mapping[str, Float[Tensor, "b _j d"]] | None = None,
-        key_masks: Mapping[str, Bool[Tensor, "b _j"]] | None = None,
-    ) -> dict[str, Float[Tensor, "b _i d"]]:
+        kept: Mapping[str, KeysValues] | None = None,
+        key_masks: Mapping[str, Bool[Tensor, "*#b _j"]] | None = None,
+    ) -> dict[str, Float[Tensor, "*b _i d"]]:
         """What each stream has read, to be added to it.
 
         Args:
             streams: the readers, one tensor a group.
             visibility: who reads whom.
-            context: the key groups, read as they are; by default the normed streams themselves.
+            kept: key groups whose keys and values were made before, by `keys_values`; the others
+                are made from the normed streams.
             key_masks: for key groups with padding; True marks a real token.
         """
         normed = {name: self.norm(stream) for name, stream in streams.items()}
-        query, key, value = {}, {}, {}
+        query = {name: self._split(self.to_q(stream)) for name, stream in normed.items()}
+        read = dict(kept or {})
         for name, stream in normed.items():
-            query[name] = self._split(self.to_q(stream))
-        for name, stream in (normed if context is None else context).items():
-            k, v = self.to_kv(stream).chunk(2, dim=-1)
-            key[name], value[name] = self._split(k), self._split(v)
+            if name in visibility.keys and name not in read:
+                read[name] = self.keys_values(stream)
+        key, value = ({name: both[i] for name, both in read.items()} for i in (0, 1))
         dropout = self.dropout if self.training else 0.0
-        read = attend(query, key, value, visibility, key_masks=key_masks, dropout=dropout)
+        answers = attend(query, key, value, visibility, key_masks=key_masks, dropout=dropout)
         return {
-            name: self.to_out(rearrange(heads, "b h n d -> b n (h d)"))
-            for name, heads in read.items()
+            name: self.to_out(rearrange(heads, "... h n d -> ... n (h d)"))
+            for name, heads in answers.items()
         }
 
+    def keys_values(self, stream: Float[Tensor, "*b n d"]) -> KeysValues:
+        """The keys and values of tokens, which are taken as they are: norm them before."""
+        key, value = self.to_kv(stream).chunk(2, dim=-1)
+        return self._split(key), self._split(value)
+
     def _split(self, features: Tensor) -> Tensor:
-        return rearrange(features, "b n (h d) -> b h n d", h=self.heads)
+        return rearrange(features, "... n (h d) -> ... h n d", h=self.heads)
 
 
 class FeedForward(nn.Module):
@@ -165,7 +229,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.to_out = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, stream: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, stream: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n d"]:
         """What to add to the stream."""
         features, gate = self.to_inner(self.norm(stream)).chunk(2, dim=-1)
         return self.to_out(self.dropout(F.gelu(gate) * features))

@@ -1,7 +1,6 @@
 """What the models demand of a batch of clips, each refusal with its remedy."""
 
 from collections.abc import Sequence
-from enum import Enum
 from numbers import Real
 from typing import Any
 
@@ -129,7 +128,7 @@ def check_indices(indices: Sequence[int] | None, count: int) -> tuple[int, ...]:
 
 
 def check_rules(
-    trunk: Sequence[Visibility], readout: Visibility, depth: int, asked: Sequence[Enum]
+    trunk: Sequence[Visibility], readout: Visibility, depth: int, kinds: Sequence[str]
 ) -> None:
     """Refuse rules that do not number the layers, or that leave out a stream or a readout."""
     if len(trunk) != depth:
@@ -138,8 +137,7 @@ def check_rules(
             "layer, or a single one for all"
         )
     streams = {"audio", "video", "fusion"}
-    kinds = {kind.name.lower() for kind in asked}
-    wanted = [("trunk", layer, streams) for layer in trunk] + [("readout", readout, kinds)]
+    wanted = [("trunk", layer, streams) for layer in trunk] + [("readout", readout, {*kinds})]
     for name, rules, readers in wanted:
         if set(rules.keys) != streams or not readers <= set(rules.readers):
             raise ValueError(

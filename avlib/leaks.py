@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from avlib.masks import Visibility
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Influence:
     """Which input group moves which output group, as measured by `influence`.
 

@@ -65,6 +65,18 @@ def translate(
     return keywords, {_renamed(n): t for n, t in state.items() if not n.endswith(".beta")}
 
 
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not the model's, in names and shapes."""
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    theirs = {name: tensor.shape for name, tensor in weights.items()}
+    if own != theirs:
+        wrong = min(name for name, _ in own.items() ^ theirs.items())
+        raise ValueError(
+            f"from_zorro_pytorch: {wrong!r} does not fit these settings; pass the keywords "
+            "that the published model was made with"
+        )
+
+
 def _published_settings(model: Any) -> dict[str, Any]:
     try:
         spec, attention = model.spec, model.attn_pool
@@ -98,7 +110,9 @@ def _renamed(name: str) -> str:
     elif parts[0] == "attn_pool":
         parts[0] = "pool"
     elif parts[0] == "spec":
-        parts = ["front_end", "spectrogram", *parts[1:]]
+        parts = ["audio_embedding", "front_end", "spectrogram", *parts[1:]]
     elif parts[0] in ("audio_to_tokens", "video_to_tokens"):
-        parts[1] = str(int(parts[1]) - 1)  # its first step is the cutting, a layer there
+        # Its first step is the cutting, a layer there.
+        modality, step = parts[0].removesuffix("_to_tokens"), str(int(parts[1]) - 1)
+        parts = [f"{modality}_embedding", "to_tokens", step, *parts[2:]]
     return ".".join("weight" if part == "gamma" else part for part in parts)

@@ -3,105 +3,29 @@
 Recasens et al. 2023, "Zorro: the masked multimodal transformer", arXiv:2301.09595.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from functools import reduce
 from operator import matmul
 from typing import Any
 
 import torch
-from einops import repeat
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from avlib.attention import Attention, FeedForward
-from avlib.checks import (
-    check_audio,
-    check_batch,
-    check_indices,
-    check_lengths,
-    check_positive,
-    check_rules,
-    check_video,
-)
-from avlib.coupling import Coupling
+from avlib.attention import Attention, KeysValues
+from avlib.checks import check_batch, check_indices, check_positive, check_rules
+from avlib.embedding import AudioEmbedding, Lengths, VideoEmbedding
+from avlib.late_fusion import LateFusion
+from avlib.layer import Layer, halved, mean_of_halves
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
-from avlib.published import translate
+from avlib.published import check_fit, translate
 from avlib.reversible import ReversibleSequence
-from avlib.tokens import (
-    FactorisedPositions,
-    LogMelSpectrogram,
-    Pair,
-    TokenType,
-    pair,
-    patchify_audio,
-    patchify_video,
-    triple,
-)
+from avlib.tokens import LogMelSpectrogram, Pair, TokenType, pair, triple
 
 
-class Layer(nn.Module):
-    """One masked layer: attention, then feed-forward, each added to its stream."""
-
-    def __init__(
-        self, dim: int, *, heads: int, dim_head: int, ff_mult: float, dropout: float
-    ) -> None:
-        super().__init__()
-        self.attention = Attention(dim, heads=heads, dim_head=dim_head, dropout=dropout)
-        self.feed_forward = FeedForward(dim, mult=ff_mult, dropout=dropout)
-
-    def forward(
-        self,
-        streams: Mapping[str, Float[Tensor, "b _n d"]],
-        visibility: Visibility,
-        key_masks: Mapping[str, Bool[Tensor, "b _n"]] | None = None,
-    ) -> dict[str, Float[Tensor, "b _n d"]]:
-        """The streams after this layer, each the shape it had."""
-        read = self.attention(streams, visibility, key_masks=key_masks)
-        streams = {name: stream + read[name] for name, stream in streams.items()}
-        return {name: stream + self.feed_forward(stream) for name, stream in streams.items()}
-
-    def couplings(
-        self,
-        names: Sequence[str],
-        visibility: Visibility,
-        key_masks: Mapping[str, Bool[Tensor, "b _n"]] | None = None,
-    ) -> list[Coupling]:
-        """The same layer over two halves of each stream, "audio 1" and "audio 2".
-
-        First half += attention(second half), for all streams at once; then second half +=
-        feed_forward(first half).
-        """
-        first, second = ([f"{name} {half}" for name in names] for half in (1, 2))
-        attention = _OneByOne(self.attention, names, visibility, key_masks)
-        return [
-            Coupling(first, second, attention),
-            *(Coupling(b, a, self.feed_forward) for a, b in zip(first, second, strict=True)),
-        ]
-
-
-class _OneByOne(nn.Module):
-    """An `Attention` that takes its streams, and gives what they read, in the order of `names`."""
-
-    def __init__(
-        self,
-        attention: Attention,
-        names: Sequence[str],
-        visibility: Visibility,
-        key_masks: Mapping[str, Tensor] | None,
-    ) -> None:
-        super().__init__()
-        self.attention, self.names = attention, names
-        self.visibility, self.key_masks = visibility, key_masks
-
-    def forward(self, *streams: Tensor) -> tuple[Tensor, ...]:
-        named = dict(zip(self.names, streams, strict=True))
-        read = self.attention(named, self.visibility, key_masks=self.key_masks)
-        return tuple(read[name] for name in self.names)
-
-
-class Zorro(nn.Module):
+class Zorro(LateFusion):
     """The complete model: audio and video in, one vector for each readout query out.
 
     The keywords down to `return_token_types` are those of `zorro-pytorch`. Audio outputs do not
@@ -189,6 +113,7 @@ class Zorro(nn.Module):
         if isinstance(return_token_types, str):
             return_token_types = (return_token_types,)
         self.return_token_types = tuple(_token_type(kind) for kind in return_token_types)
+        self.kinds = tuple(kind.name.lower() for kind in self.return_token_types)
         if not self.return_token_types:
             raise ValueError(
                 "Zorro: return_token_types is empty; ask for at least one, as in "
@@ -197,41 +122,24 @@ class Zorro(nn.Module):
         trunk = zorro_trunk("audio", "video") if trunk is None else trunk
         self.trunk = [trunk] * depth if isinstance(trunk, Visibility) else list(trunk)
         self.readout = zorro_readout("audio", "video") if readout is None else readout
-        check_rules(self.trunk, self.readout, depth, self.return_token_types)
+        check_rules(self.trunk, self.readout, depth, self.kinds)
 
-        self.audio_patch_size = bins, frames = pair(audio_patch_size, "audio_patch_size")
-        height, width = pair(video_patch_size, "video_patch_size")
-        self.video_patch_size = triple(
-            (video_temporal_patch_size, height, width),
+        audio_patch = pair(audio_patch_size, "audio_patch_size")
+        video_patch = triple(
+            (video_temporal_patch_size, *pair(video_patch_size, "video_patch_size")),
             "video_temporal_patch_size and video_patch_size",
         )
-        self.video_channels = video_channels
-        self.front_end: Any = front_end
-        if front_end is None:
-            self.front_end = LogMelSpectrogram(patch_frames=frames)
-        self.spec_augment = nn.Identity() if spec_augment is None else spec_augment
-        self.audio_to_tokens = _to_tokens(bins * frames, dim)
-        self.video_to_tokens = _to_tokens(
-            video_channels * video_temporal_patch_size * height * width, dim
+        video_limits = (max_video_frames, *pair(max_video_size, "max_video_size"))
+        self.audio_embedding = AudioEmbedding(
+            dim,
+            audio_patch,
+            LogMelSpectrogram(patch_frames=audio_patch[1]) if front_end is None else front_end,
+            nn.Identity() if spec_augment is None else spec_augment,
+            (max_audio_bins, max_audio_frames) if positions else None,
         )
-        self.audio_positions = self.video_positions = None
-        if positions:
-            max_height, max_width = pair(max_video_size, "max_video_size")
-            self.audio_positions = FactorisedPositions(
-                dim,
-                {
-                    "max_audio_bins": -(-max_audio_bins // bins),
-                    "max_audio_frames": -(-max_audio_frames // frames),
-                },
-            )
-            self.video_positions = FactorisedPositions(
-                dim,
-                {
-                    "max_video_frames": -(-max_video_frames // video_temporal_patch_size),
-                    "max_video_size (height)": -(-max_height // height),
-                    "max_video_size (width)": -(-max_width // width),
-                },
-            )
+        self.video_embedding = VideoEmbedding(
+            dim, video_patch, video_channels, video_limits if positions else None
+        )
         if reversible and checkpoint:
             raise ValueError(
                 "Zorro: got reversible=True and checkpoint=True, and a reversible layer keeps "
@@ -262,8 +170,8 @@ class Zorro(nn.Module):
         *,
         audio: Float[Tensor, "b samples"] | None = None,
         video: Float[Tensor, "b c t y x"] | None = None,
-        audio_lengths: Integer[Tensor, " b"] | Sequence[int] | None = None,
-        video_lengths: Integer[Tensor, " b"] | Sequence[int] | None = None,
+        audio_lengths: Lengths = None,
+        video_lengths: Lengths = None,
         return_token_indices: Sequence[int] | None = None,
     ) -> Float[Tensor, "b returned d"]:
         """One vector (or, with `num_classes`, one row of logits) for each readout query.
@@ -282,151 +190,100 @@ class Zorro(nn.Module):
                 a readout that may read only what was left out.
         """
         asked = check_indices(return_token_indices, len(self.return_token_types))
-        streams, key_masks = {}, {}
-        for name, tensor, lengths, embed in (
-            ("audio", audio, audio_lengths, self._embed_audio),
-            ("video", video, video_lengths, self._embed_video),
-        ):
-            if tensor is None:
-                if lengths is not None:
-                    raise ValueError(f"Zorro: got {name}_lengths without {name}; give both")
-                continue
-            streams[name], real = embed(tensor, lengths)
-            if real is not None:
-                key_masks[name] = real
+        streams, key_masks = self._embed(audio, video, audio_lengths, video_lengths)
         batch = check_batch(audio, video)
-        streams["fusion"] = repeat(self.fusion_tokens, "n d -> b n d", b=batch)
+        streams["fusion"] = self.fusion_tokens.repeat(batch, 1, 1)
         readout = self._readable(asked, streams)
 
-        names = tuple(streams)
+        rules = [trunk.only(tuple(streams)) for trunk in self.trunk]
         if self.reversible:
-            halves = {f"{name} {half}": streams[name] for half in (1, 2) for name in names}
             blocks = [
-                layer.couplings(names, trunk.only(names), key_masks)
-                for layer, trunk in zip(self.layers, self.trunk, strict=True)
+                layer.couplings(visibility, key_masks)
+                for layer, visibility in zip(self.layers, rules, strict=True)
             ]
-            halves = ReversibleSequence(blocks)(halves)
-            streams = {name: (halves[f"{name} 1"] + halves[f"{name} 2"]) / 2 for name in names}
+            streams = mean_of_halves(ReversibleSequence(blocks)(halved(streams)))
         else:
-            for layer, trunk in zip(self.layers, self.trunk, strict=True):
-                arguments = (streams, trunk.only(names), key_masks)
+            for layer, visibility in zip(self.layers, rules, strict=True):
+                arguments = (streams, visibility, key_masks)
                 streams = (
                     checkpointed(layer, *arguments, use_reentrant=False)
                     if self.checkpoint
                     else layer(*arguments)
                 )
-        streams = {name: self.norm(stream) for name, stream in streams.items()}
-        return self._pool(streams, key_masks, asked, readout)
+        read = {name: self.pool.keys_values(self.norm(s)) for name, s in streams.items()}
+        return self._pool(read, key_masks, asked, readout, (batch,))
 
-    # Tokens
-
-    def _embed_audio(
-        self, audio: Tensor, lengths: Tensor | Sequence[int] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        check_audio(audio)
-        if lengths is not None:
-            lengths = check_lengths("audio_lengths", "samples", lengths, audio, axis=1)
-            if not hasattr(self.front_end, "num_frames"):
-                raise ValueError(
-                    f"Zorro: got audio_lengths, and the front end {type(self.front_end).__name__} "
-                    "has no num_frames(samples) to say where padding begins; add it, or pass clips "
-                    "alone"
-                )
-            audio = torch.where(_before(lengths, audio.shape[1]), audio, 0)
-        spectrogram = self.spec_augment(self.front_end(audio))
-        patches = patchify_audio(spectrogram, self.audio_patch_size)
-        bins, frames = self.audio_patch_size
-        grid = spectrogram.shape[1] // bins, spectrogram.shape[2] // frames
-        real = None
-        if lengths is not None:
-            columns = -(-self.front_end.num_frames(lengths) // frames)
-            real = repeat(_before(columns, grid[1]), "b t -> b (f t)", f=grid[0])
-        return self._tokens(self.audio_to_tokens, patches, self.audio_positions, grid, real), real
-
-    def _embed_video(
-        self, video: Tensor, lengths: Tensor | Sequence[int] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        check_video(video, self.video_channels)
-        frames, height, width = self.video_patch_size
-        if lengths is not None:
-            lengths = check_lengths("video_lengths", "frames", lengths, video, axis=2)
-            if (lengths % frames).any():
-                raise ValueError(
-                    f"Zorro: video_lengths {lengths.tolist()} are not all multiples of the "
-                    f"temporal patch {frames}; repeat a last frame or drop one"
-                )
-        patches = patchify_video(video, self.video_patch_size)
-        grid = video.shape[2] // frames, video.shape[3] // height, video.shape[4] // width
-        real = None
-        if lengths is not None:
-            times = _before(lengths // frames, grid[0])
-            real = repeat(times, "b t -> b (t y x)", y=grid[1], x=grid[2])
-        return self._tokens(self.video_to_tokens, patches, self.video_positions, grid, real), real
-
-    def _tokens(
+    def _embed(
         self,
-        to_tokens: nn.Module,
-        patches: Tensor,
-        positions: FactorisedPositions | None,
-        grid: tuple[int, ...],
-        real: Tensor | None,
-    ) -> Tensor:
-        if real is not None:  # padding may hold NaN, and a hidden key is multiplied by zero
-            patches = torch.where(real[..., None], patches, 0)
-        tokens = to_tokens(patches.to(self.fusion_tokens.dtype))
-        return tokens if positions is None else tokens + positions(*grid)
+        audio: Tensor | None,
+        video: Tensor | None,
+        audio_lengths: Lengths,
+        video_lengths: Lengths,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Tokens of each modality that is there, and which of them are real where some are not."""
+        streams, key_masks = {}, {}
+        for name, clips, lengths, embed in (
+            ("audio", audio, audio_lengths, self.audio_embedding),
+            ("video", video, video_lengths, self.video_embedding),
+        ):
+            if clips is not None:
+                streams[name], real = embed(clips, lengths)
+                if real is not None:
+                    key_masks[name] = real
+            elif lengths is not None:
+                raise ValueError(f"Zorro: got {name}_lengths without {name}; give both")
+        return streams, key_masks
 
     # Readout
 
-    def _readable(self, asked: tuple[int, ...], streams: Mapping[str, Tensor]) -> Visibility:
+    def _readable(self, asked: tuple[int, ...], streams: Collection[str]) -> Visibility:
         """What the queries asked for may read of the streams that are there."""
+        there = tuple(key for key in self.readout.keys if key in streams)
         reads = {}
         for index in asked:
-            kind = self._kind(index)
-            reads[kind] = [key for key in self.readout.reads[kind] if key in streams]
+            kind = self.kinds[index]
+            reads[kind] = [key for key in self.readout.reads[kind] if key in there]
             if not reads[kind]:
                 seeing = tuple(
                     i
                     for i in range(len(self.return_token_types))
-                    if set(self.readout.reads[self._kind(i)]) & set(streams)
+                    if set(self.readout.reads[self.kinds[i]]) & set(there)
                 )
                 others = f", or ask for others with return_token_indices={seeing}" if seeing else ""
                 raise ValueError(
                     f"Zorro: readout {index} ({kind}) may read only what was left out, there is "
-                    f"{' and '.join(streams)}; give {' or '.join(self.readout.reads[kind])}"
+                    f"{' and '.join(there)}; give {' or '.join(self.readout.reads[kind])}"
                     f"{others}"
                 )
-        return Visibility(reads, tuple(streams))
+        return Visibility(reads, there)
 
     def _pool(
         self,
-        streams: Mapping[str, Tensor],
+        read: Mapping[str, KeysValues],
         key_masks: Mapping[str, Tensor],
         asked: tuple[int, ...],
         readout: Visibility,
+        batch: Sequence[int],
     ) -> Tensor:
-        batch = len(streams["fusion"])
+        """One vector for each query asked for, from the streams' keys and values."""
         members = {
-            kind: [index for index in asked if self._kind(index) == kind]
+            kind: [index for index in asked if self.kinds[index] == kind]
             for kind in readout.readers
         }
         # Row by row: an index that is a list would be copied to the GPU, and the CPU would wait.
         queries = {
-            kind: repeat([self.return_tokens[index] for index in indices], "n d -> b n d", b=batch)
+            kind: torch.stack([self.return_tokens[i] for i in indices]).expand(*batch, -1, -1)
             for kind, indices in members.items()
         }
-        read = self.pool(queries, readout, context=streams, key_masks=key_masks)
+        answers = self.pool(queries, readout, kept=read, key_masks=key_masks)
         pooled = {
-            index: queries[kind][:, i] + read[kind][:, i]
+            index: queries[kind][..., i, :] + answers[kind][..., i, :]
             for kind, indices in members.items()
             for i, index in enumerate(indices)
         }
         if self.class_heads is not None:
             pooled = {index: self.class_heads[index](vector) for index, vector in pooled.items()}
-        return torch.stack([pooled[index] for index in asked], 1)
-
-    def _kind(self, index: int) -> str:
-        return self.return_token_types[index].name.lower()
+        return torch.stack([pooled[index] for index in asked], -2)
 
     @classmethod
     def from_zorro_pytorch(
@@ -449,14 +306,7 @@ class Zorro(nn.Module):
         """
         keywords, weights = translate(source, settings)
         model = cls(**keywords).to(weights["fusion_tokens"].dtype)
-        own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        theirs = {name: tensor.shape for name, tensor in weights.items()}
-        if own != theirs:
-            wrong = min(name for name, _ in own.items() ^ theirs.items())
-            raise ValueError(
-                f"from_zorro_pytorch: {wrong!r} does not fit these settings; pass the keywords "
-                "that the published model was made with"
-            )
+        check_fit(model, weights)
         model.load_state_dict(weights)
         return model
 
@@ -469,12 +319,3 @@ def _token_type(kind: Enum | int | str) -> TokenType:
         raise ValueError(
             f"Zorro: return_token_types has {kind!r}; wanted AUDIO, VIDEO, FUSION or GLOBAL"
         ) from None
-
-
-def _to_tokens(values: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(values), nn.Linear(values, dim), nn.LayerNorm(dim))
-
-
-def _before(lengths: Tensor, size: int) -> Bool[Tensor, "b size"]:
-    """True at the positions before each length."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]

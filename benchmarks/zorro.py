@@ -298,8 +298,12 @@ class Runs:
         """Two outputs, and the gradients of the first weights that sound and picture meet."""
         self.clear()
         outputs = self.train().detach()[:, AGREED].float().clone()
-        linears = [self.model.audio_to_tokens[-2], self.model.video_to_tokens[-2]]
-        return [outputs, *(linear.weight.grad.clone() for linear in linears)]
+        weights = [
+            weight
+            for name, weight in self.model.named_parameters()
+            if "to_tokens" in name and weight.ndim == 2
+        ]
+        return [outputs, *(weight.grad.clone() for weight in weights)]
 
 
 @dataclass

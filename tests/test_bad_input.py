@@ -44,6 +44,9 @@ def video(*shape):
 
 
 HEADS, REAL = {"a": torch.ones(1, 2, 3, 4)}, torch.ones(1, 3, dtype=torch.bool)
+THREE = {"a": torch.ones(3, 2, 3, 4)}
+HEADS_AB = {**THREE, "b": torch.ones(3, 2, 3, 4)}
+TWO_BATCHES = {**THREE, "b": torch.ones(1, 2, 3, 4)}
 
 WAVE = "wanted (batch, samples)"
 FILM = "wanted (batch, 3, frames, height, width)"
@@ -280,6 +283,22 @@ TABLE = {
         call(attend, HEADS, {"a": torch.ones(1, 2, 3, 5)}, HEADS, Visibility({"a": "a"})),
         ["attend: got shapes", "only the tokens differing"],
     ),
+    "queries of unlike batches": (
+        call(attend, TWO_BATCHES, HEADS_AB, HEADS_AB, Visibility({"a": "a", "b": "b"})),
+        ["attend: got shapes", "only the tokens differing"],
+    ),
+    "keys of another batch": (
+        call(attend, HEADS, THREE, THREE, Visibility({"a": "a"})),
+        ["attend: got shapes", "only the tokens differing"],
+    ),
+    "keys with another number of axes": (
+        call(attend, HEADS, {"a": torch.ones(1, 1, 2, 3, 4)}, HEADS, Visibility({"a": "a"})),
+        ["attend: got shapes", "only the tokens differing"],
+    ),
+    "values of another batch than keys": (
+        call(attend, THREE, HEADS, THREE, Visibility({"a": "a"})),
+        ["attend: got shapes", "only the tokens differing"],
+    ),
     "a mask for nobody": (
         call(attend, HEADS, HEADS, HEADS, Visibility({"a": "a"}), key_masks={"b": REAL}),
         ["key mask 'b' is torch.bool of shape (1, 3)", "for one of ['a']"],
@@ -306,7 +325,7 @@ def test_the_calls_differ_only_in_what_is_wrong(make_zorro):
 
 def test_the_other_tests_check_shapes_within_avlib(make_zorro):
     layer = make_zorro().layers[0]
-    with pytest.raises(jaxtyping.TypeCheckError, match=r"avlib\.zorro\.Layer\.forward"):
-        layer({"audio": torch.zeros(3)}, zorro_trunk("audio", "video"))
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"avlib\.layer\.Layer\.forward"):
+        layer({"audio": torch.tensor(3.0)}, zorro_trunk("audio", "video"))
     with pytest.raises(jaxtyping.TypeCheckError, match=r"avlib\.tokens\.patchify_audio"):
         patchify_audio(torch.zeros(8, 8), 4)

@@ -164,7 +164,7 @@ def test_dropout_within_attention_is_replayed_bit_for_bit(device, make_zorro):
     names = ("audio", "video", "fusion")
     sequence = ReversibleSequence(
         [
-            layer.couplings(names, visibility)
+            layer.couplings(visibility)
             for layer, visibility in zip(model.layers, model.trunk, strict=True)
         ],
         exact=True,

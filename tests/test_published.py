@@ -111,9 +111,9 @@ def test_weights_are_copied_not_shared():
     ("settings", "misfit"),
     [
         ({"heads": 3}, "layers.0.attention"),
-        ({"audio_patch_size": 8}, "audio_to_tokens"),
-        ({"video_patch_size": 8}, "video_to_tokens"),
-        ({"video_channels": 1}, "video_to_tokens"),
+        ({"audio_patch_size": 8}, "audio_embedding.to_tokens"),
+        ({"video_patch_size": 8}, "video_embedding.to_tokens"),
+        ({"video_channels": 1}, "video_embedding.to_tokens"),
         ({"return_token_types": (A,)}, "return_tokens"),
         ({"spec_win_length": 30}, "front_end.spectrogram.window"),
     ],

@@ -128,7 +128,7 @@ def test_positions_tell_frames_apart(make_zorro):
     ask = {"return_token_indices": (VIDEO, FUSION)}
     model = make_zorro()
     with torch.no_grad():
-        for table in model.video_positions.tables.values():
+        for table in model.video_embedding.positions.tables.values():
             table.normal_()
     assert (model(video=video, **ask) - model(video=turned, **ask)).abs().max() > 1e-2
     model = make_zorro(positions=False)
@@ -138,8 +138,8 @@ def test_positions_tell_frames_apart(make_zorro):
 def test_positions_are_counted_in_patches_and_allow_the_limit_itself(make_zorro):
     limits = {"max_audio_bins": 16, "max_audio_frames": 24, "max_video_frames": 4}
     model = make_zorro(**limits, max_video_size=(8, 12))
-    rows = [len(table) for table in model.audio_positions.tables.values()]
-    boxes = [len(table) for table in model.video_positions.tables.values()]
+    rows = [len(table) for table in model.audio_embedding.positions.tables.values()]
+    boxes = [len(table) for table in model.video_embedding.positions.tables.values()]
     assert (rows, boxes) == ([2, 3], [2, 2, 3])
     model(audio=torch.randn(1, 24 * 80), video=torch.rand(1, 3, 4, 8, 12))
 

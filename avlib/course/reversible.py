@@ -37,7 +37,7 @@ class Read(nn.Module):
         read = self.attention(
             {"tokens": tokens},
             _READS,
-            context={"keys": keys},
+            kept={"keys": self.attention.keys_values(keys)},
             key_masks=None if real is None else {"keys": real},
         )
         return self.gain * read["tokens"]

@@ -5,27 +5,3 @@ from avlib.plots.clips import film_strip, picture, spectrogram, waveform
 from avlib.plots.masks import influence, mask, rules
 from avlib.plots.memory import CARDS, GB, budget, legend, peaks, timeline
 from avlib.plots.style import COLOURS, FOCUS, HIDDEN, INK, OTHER, canvas, colour
-
-__all__ = [
-    "CARDS",
-    "COLOURS",
-    "FOCUS",
-    "GB",
-    "HIDDEN",
-    "INK",
-    "OTHER",
-    "budget",
-    "canvas",
-    "colour",
-    "couplings",
-    "film_strip",
-    "influence",
-    "legend",
-    "mask",
-    "peaks",
-    "picture",
-    "rules",
-    "spectrogram",
-    "timeline",
-    "waveform",
-]

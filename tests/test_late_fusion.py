@@ -1,0 +1,341 @@
+"""Streams computed once and fused later are the joint pass: for pairs, padding and late comers."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from avlib import StreamCache, Visibility, attend, zorro_readout, zorro_trunk
+from avlib.memory import peak_bytes
+
+PADDED = {"audio_lengths": [1300, 500, 90], "video_lengths": [4, 2, 2]}
+LENGTHS = pytest.mark.parametrize("lengths", [{}, PADDED], ids=["whole", "padded"])
+
+
+@pytest.fixture(params=[False, True], ids=["stored", "reversible"])
+def model(request, make_zorro):
+    return make_zorro(3, reversible=request.param).double()
+
+
+def clips(batch=3, samples=1300, frames=4, size=8):
+    return {
+        "audio": torch.randn(batch, samples, dtype=torch.float64),
+        "video": torch.rand(batch, 3, frames, size, size, dtype=torch.float64),
+    }
+
+
+def of(modality, inputs, lengths):
+    return {name: given for name, given in {**inputs, **lengths}.items() if modality in name}
+
+
+def encode(model, modality, inputs, lengths=None):
+    return model.encode(**of(modality, inputs, lengths or {}))
+
+
+def exactly(found, wanted):
+    assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+# Equal to the joint pass
+
+
+@LENGTHS
+def test_encoded_and_fused_is_the_joint_pass(model, lengths):
+    inputs = clips()
+    wanted = model(**inputs, **lengths)
+    audio, video = (encode(model, name, inputs, lengths) for name in ("audio", "video"))
+    exactly(model.fuse(audio, video), wanted)
+    exactly(model.fuse(video, audio), wanted)
+    exactly(model.fuse(audio, video, return_token_indices=(3, 0)), wanted[:, [3, 0]])
+    exactly(model.fuse(audio[1:], video[1:]), wanted[1:])
+
+
+@LENGTHS
+@pytest.mark.parametrize(
+    ("first", "asked"), [("audio", (0, 2, 3)), ("video", (3, 1, 2))], ids=["audio", "video"]
+)
+def test_one_modality_answers_alone_and_the_other_may_arrive_later(model, lengths, first, asked):
+    inputs = clips()
+    early = encode(model, first, inputs, lengths)
+    alone = model(**of(first, inputs, lengths), return_token_indices=asked)
+    exactly(model.fuse(early, return_token_indices=asked), alone)
+    late = encode(model, "video" if first == "audio" else "audio", inputs, lengths)
+    exactly(model.fuse(early, late), model(**inputs, **lengths))
+
+
+@LENGTHS
+@pytest.mark.parametrize("pairs_at_once", [1, 2, 3, 5, 7, 100])
+def test_all_pairs_are_their_joint_passes(model, lengths, pairs_at_once):
+    inputs, films = clips(), 2
+    audio = encode(model, "audio", inputs, lengths)
+    video = encode(model, "video", inputs, lengths)[:films]
+    found = model.fuse_pairs(audio, video, pairs_at_once=pairs_at_once, progress=False)
+    turned = model.fuse_pairs(video, audio, pairs_at_once=pairs_at_once, progress=False)
+    for i, j in itertools.product(range(3), range(films)):
+        one = {"audio": inputs["audio"][[i]], "video": inputs["video"][[j]]}
+        own = {name: [given[i if "audio" in name else j]] for name, given in lengths.items()}
+        (wanted,) = model(**one, **own)
+        exactly(found[i, j], wanted)
+        exactly(turned[j, i], wanted)
+
+
+@pytest.mark.parametrize(("sounds", "films"), [(1, 1), (1, 3), (3, 1), (1, 20), (20, 1)])
+def test_pairs_of_one_clip_with_many(make_zorro, sounds, films):
+    model, inputs = make_zorro().double(), clips(max(sounds, films), samples=400, size=4)
+    audio, video = encode(model, "audio", inputs)[:sounds], encode(model, "video", inputs)[:films]
+    found = model.fuse_pairs(audio, video, pairs_at_once=8, progress=False)
+    assert found.shape[:2] == (sounds, films)
+    repeated = {
+        "audio": inputs["audio"][:sounds].repeat_interleave(films, 0),
+        "video": inputs["video"][:films].repeat(sounds, 1, 1, 1, 1),
+    }
+    exactly(found.flatten(0, 1), model(**repeated))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_pairs_in_bfloat16_are_as_near_as_the_joint_pass_is(make_zorro, autocast):
+    exact, inputs = make_zorro(3).double(), clips()
+    model = copy.deepcopy(exact)
+    model = model.float() if autocast else model.bfloat16()
+    given = {name: t.float() if autocast else t.bfloat16() for name, t in inputs.items()}
+    audio, video = (encode(exact, name, inputs) for name in inputs)
+    wanted = exact.fuse_pairs(audio, video, progress=False).diagonal(0, 0, 1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        audio, video = (encode(model, name, given) for name in given)
+        assert audio.readout[0].dtype == torch.bfloat16
+        found = model.fuse_pairs(audio, video, progress=False).diagonal(0, 0, 1)
+        joint = model(**given).movedim(0, -1)
+    errors = [(result.double() - wanted).norm() for result in (found, joint)]
+    assert errors[0] < 1.5 * errors[1]
+
+
+def test_heads_and_scores_are_applied_to_each_pair(make_zorro):
+    model, inputs = make_zorro(num_classes=5).double(), clips()
+    audio, video = (encode(model, name, inputs) for name in inputs)
+    logits = model.fuse_pairs(audio, video, progress=False)
+    assert logits.shape == (3, 3, 4, 5)
+    best = model.fuse_pairs(
+        audio, video, score=lambda out: out[:, :, 2].argmax(-1), pairs_at_once=4, progress=False
+    )
+    assert torch.equal(best, logits[:, :, 2].argmax(-1))
+    some = model.fuse_pairs(audio, video, return_token_indices=(3, 2), progress=False)
+    exactly(some, logits[:, :, [3, 2]])
+
+
+def test_rules_of_ones_own_are_followed(make_zorro):
+    only_video = Visibility({"audio": "audio", "video": "video", "fusion": ["video", "fusion"]})
+    rules = [zorro_trunk("audio", "video"), only_video]
+    heads = zorro_readout("audio", "video")
+    turned = Visibility(
+        {**heads.reads, "global": ["fusion", "video"]}, ("fusion", "video", "audio")
+    )
+    model, inputs = make_zorro(2, trunk=rules, readout=turned).double(), clips()
+    audio, video = (encode(model, name, inputs) for name in inputs)
+    exactly(model.fuse(audio, video), model(**inputs))
+    found = model.fuse_pairs(audio, video, progress=False)
+    exactly(found.diagonal(0, 0, 1).movedim(-1, 0), model(**inputs))
+
+
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_pure_readouts_of_fused_streams_ignore_nan_in_the_other(model, modality):
+    inputs = clips()
+    other, index = ("video", 0) if modality == "audio" else ("audio", 1)
+    kept = encode(model, modality, inputs)
+    clean, poisoned = (
+        encode(model, other, {**inputs, other: clip})
+        for clip in (inputs[other], inputs[other] * torch.nan)
+    )
+    assert torch.equal(model.fuse(kept, clean)[:, index], model.fuse(kept, poisoned)[:, index])
+    pairs = [
+        model.fuse_pairs(kept, cache, progress=False)[:, :, index] for cache in (clean, poisoned)
+    ]
+    assert torch.equal(*pairs)
+
+
+def test_nothing_fused_has_a_gradient(make_zorro):
+    model, inputs = make_zorro().double(), clips()
+    inputs["audio"].requires_grad_()
+    audio, video = (encode(model, name, inputs) for name in inputs)
+    assert not audio.readout[0].requires_grad
+    assert not model.fuse(audio, video).requires_grad
+    assert not model.fuse_pairs(audio, video, progress=False).requires_grad
+
+
+# Attention to keys that a batch shares
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_shared_keys_give_what_repeated_keys_give_in_values_and_gradients(padded):
+    def tensor(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    rules = Visibility({"x": "all", "y": ["b", "own"]}, ["a", "b", "own"])
+    query = {name: tensor(2, 3, 2, 4, 5) for name in rules.readers}
+    sizes = {"a": (2, 1, 2, 6, 5), "b": (1, 3, 2, 7, 5), "own": (2, 3, 2, 3, 5)}
+    key, value = ({name: tensor(*size) for name, size in sizes.items()} for _ in range(2))
+    masks = {}
+    if padded:
+        masks = {"a": torch.rand(2, 1, 6) < 0.5, "b": torch.rand(1, 3, 7) < 0.5}
+    leaves = [*query.values(), *key.values(), *value.values()]
+
+    def repeated(group):
+        return {n: t.expand(2, 3, *t.shape[2:]) for n, t in group.items()}
+
+    results = []
+    for change in (dict, repeated):
+        out = attend(query, change(key), change(value), rules, key_masks=change(masks))
+        loss = sum((o * torch.linspace(-1, 1, o.numel()).view_as(o)).sum() for o in out.values())
+        results.append((*out.values(), *torch.autograd.grad(loss, leaves)))
+    for found, wanted in zip(*results, strict=True):
+        exactly(found, wanted)
+
+
+def test_queries_of_shared_padding_alone_get_zeros():
+    query, key = torch.randn(2, 3, 1, 4, 5), torch.randn(2, 1, 1, 6, 5)
+    real = torch.tensor([True, False])[:, None, None].expand(2, 1, 6)
+    out = attend(
+        {"x": query}, {"k": key}, {"k": key}, Visibility({"x": "k"}, ["k"]), key_masks={"k": real}
+    )["x"]
+    assert (out[0] != 0).all()
+    assert torch.equal(out[1], torch.zeros(3, 1, 4, 5))
+
+
+def test_scores_far_beyond_the_exponential_stay_finite():
+    query, key = torch.full((2, 2, 1, 1, 4), 60.0), torch.full((2, 1, 1, 3, 4), 60.0)
+    other = torch.full((1, 2, 1, 3, 4), -60.0)
+    rules = Visibility({"x": "all"}, ["near", "far"])
+    out = attend({"x": query}, {"near": key, "far": other}, {"near": key, "far": other}, rules)
+    assert_close(out["x"], query)
+
+
+def test_dropout_of_shared_keys_drops_weights_and_keeps_the_mean():
+    query, key = torch.randn(4000, 2, 1, 1, 4), torch.randn(1, 2, 1, 6, 4)
+    query = query[:1].expand_as(query)
+    groups, rules = ({"x": query}, {"k": key}, {"k": key}), Visibility({"x": "k"}, ["k"])
+    dropped, sure = attend(*groups, rules, dropout=0.5)["x"], attend(*groups, rules)["x"]
+    assert not torch.equal(dropped[0], dropped[1])
+    assert_close(dropped.mean(0), sure.mean(0), rtol=0, atol=0.1)
+
+
+# Cost
+
+
+def test_a_pair_costs_its_fusion_tokens_alone(make_zorro):
+    """The count by hand: projections and feed-forward of the fusion tokens, and what they read."""
+    model, inputs = make_zorro(3).double(), clips(4)
+    audio, video = (encode(model, name, inputs) for name in inputs)
+    with FlopCounterMode(display=False) as counter:
+        model.fuse_pairs(audio, video, progress=False)
+    dim, inner, fusion, width = 24, 64, 3, 2 * 8
+    tokens = [cache.readout[0].shape[-2] for cache in (audio, video)]
+    layer = 2 * fusion * dim * (4 * width + 3 * inner) + 4 * width * fusion * (sum(tokens) + fusion)
+    readers = {"audio": tokens[0], "video": tokens[1], "fusion": fusion}
+    readers["global"] = sum(readers.values())
+    readout = 2 * fusion * dim * 2 * width + sum(4 * width * n for n in readers.values())
+    readout += 4 * 2 * dim * width * 2
+    assert counter.get_total_flops() == 16 * (3 * layer + readout)
+
+
+def test_memory_beyond_the_caches_does_not_grow_with_the_pairs(make_zorro):
+    def peak(clip_count):
+        model, inputs = make_zorro(patch=4), clips(clip_count, samples=8000, size=16)
+        inputs = {name: tensor.float() for name, tensor in inputs.items()}
+        audio, video = (encode(model, name, inputs) for name in inputs)
+
+        def run():
+            model.fuse_pairs(
+                audio, video, score=lambda out: out[:, :, 0, 0], pairs_at_once=4, progress=False
+            )
+
+        return peak_bytes(run), audio.num_bytes + video.num_bytes
+
+    (few, few_kept), (many, many_kept) = peak(4), peak(16)
+    assert many_kept == 4 * few_kept
+    assert many - few <= 4 * (16**2 - 4**2) + 256  # the scores that come back
+    assert many < many_kept
+
+
+def test_progress_is_shown_or_not(make_zorro, capsys):
+    model, inputs = make_zorro().double(), clips()
+    audio, video = (encode(model, name, inputs) for name in inputs)
+    model.fuse_pairs(audio, video, progress=False)
+    assert capsys.readouterr().err == ""
+    model.fuse_pairs(audio, video)
+    assert "/9 [" in capsys.readouterr().err
+
+
+# Caches
+
+
+def test_caches_are_cut_and_joined(make_zorro):
+    model, inputs = make_zorro().double(), clips()
+    whole = encode(model, "audio", inputs, PADDED)
+    assert len(whole) == 3
+    joined = StreamCache.cat([whole[2:], whole[[0, 1]]])
+    video = encode(model, "video", inputs, PADDED)
+    exactly(model.fuse(joined, video[[2, 0, 1]]), model.fuse(whole, video)[[2, 0, 1]])
+    tokens = whole.readout[0].shape[-2]
+    assert whole.num_bytes == 3 * tokens * (2 * (2 + 1) * 2 * 8 * 8 + 1)
+    assert whole[:1].num_bytes * 3 == whole.num_bytes
+
+
+# Bad input
+
+
+def test_what_cannot_be_encoded(make_zorro):
+    model, inputs = make_zorro().double(), clips()
+    with pytest.raises(ValueError, match=r"Zorro.encode: got both .* wanted one; encode each"):
+        model.encode(**inputs)
+    with pytest.raises(ValueError, match=r"Zorro.encode: got neither"):
+        model.encode()
+    with pytest.raises(ValueError, match=r"got video_lengths without video; give both"):
+        model.encode(audio=inputs["audio"], video_lengths=[4, 4, 4])
+    with pytest.raises(ValueError, match=r"Zorro.encode: the model is in training mode, .*eval\("):
+        model.train().encode(audio=inputs["audio"])
+    careless = Visibility({"audio": ["audio"], "video": ["video", "fusion"], "fusion": "all"})
+    model = make_zorro(2, trunk=[zorro_trunk("audio", "video"), careless]).double()
+    assert len(model.encode(audio=inputs["audio"])) == 3
+    with pytest.raises(ValueError, match=r"in layer 1 video reads video, fusion, wanted video al"):
+        model.encode(video=inputs["video"])
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_what_cannot_be_fused(make_zorro):
+    model, inputs = make_zorro().double(), clips()
+    audio, video = (encode(model, name, inputs) for name in inputs)
+    for fuse in (model.fuse, model.fuse_pairs):
+        where = f"Zorro.{fuse.__name__}"
+        with pytest.raises(ValueError, match=rf"{where}: got caches of \['audio', 'audio'\], want"):
+            fuse(audio, audio)
+        with pytest.raises(TypeError, match=rf"{where}: got a Tensor, wanted caches; make them"):
+            fuse(audio, inputs["video"])
+    with pytest.raises(ValueError, match=r"got caches of \[\], wanted different modalities"):
+        model.fuse()
+    with pytest.raises(ValueError, match=r"hold 3 and 2 clips, wanted the same .*fuse_pairs"):
+        model.fuse(audio, video[:2])
+    with pytest.raises(ValueError, match=r"readout 1 \(video\) may read only what was left out"):
+        model.fuse(audio)
+    with pytest.raises(ValueError, match=r"return_token_indices is \(9,\); give one or more"):
+        model.fuse(audio, video, return_token_indices=(9,))
+    with pytest.raises(ValueError, match=r"pairs_at_once is 0; give a positive number"):
+        model.fuse_pairs(audio, video, pairs_at_once=0)
+    with pytest.raises(ValueError, match=r"score made \(3,\) of \(3, 3\) pairs; keep the first"):
+        model.fuse_pairs(audio, video, score=lambda out: out[:, 0, 0, 0], progress=False)
+    with pytest.raises(ValueError, match=r"in training mode, .* call model.eval\(\) first"):
+        copy.deepcopy(model).train().fuse(audio, video)
+    for other in (make_zorro(3), make_zorro(heads=4), make_zorro(dim_head=4)):
+        with pytest.raises(ValueError, match=r"audio cache has \(2, 2, 8, .* this model has"):
+            other.double().fuse(audio, video)
+
+
+def test_caches_that_cannot_be_joined(make_zorro):
+    model, inputs = make_zorro().double(), clips()
+    audio, video = (encode(model, name, inputs) for name in inputs)
+    short = model.encode(audio=inputs["audio"][:, :400])
+    padded = encode(model, "audio", inputs, PADDED)
+    for caches in ([], [audio, video], [audio, short], [audio, padded]):
+        with pytest.raises(ValueError, match=r"StreamCache.cat: got .* wanted one kind; encode al"):
+            StreamCache.cat(caches)
