@@ -1,6 +1,6 @@
 """Deep audio-visual transformers, complete and small enough to read.
 
-- `tokens`: waveforms and film strips become tokens, and back
+- `sound`, `tokens`: waveforms become spectrograms, and these and film strips tokens, and back
 - `masks`: who may read whom (`Visibility`)
 - `leaks`: whether a model keeps to it (`influence`)
 - `attention`: attention between groups, feed-forward
@@ -23,10 +23,9 @@ from avlib.late_fusion import StreamCache
 from avlib.leaks import Influence, influence
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
 from avlib.reversible import DualModalityReversibleSequence, ReversibleSequence
+from avlib.sound import LogMelSpectrogram, SpecAugment
 from avlib.tokens import (
     FactorisedPositions,
-    LogMelSpectrogram,
-    SpecAugment,
     TokenType,
     TokenTypes,
     patchify_audio,

@@ -1,7 +1,7 @@
 """What the models demand of a batch of clips, each refusal with its remedy."""
 
-from collections.abc import Sequence
-from numbers import Real
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -11,10 +11,25 @@ from avlib.masks import Visibility
 
 
 def check_positive(where: str, **sizes: float) -> None:
-    """Refuse sizes that are no positive number."""
+    """Refuse what is no positive number."""
+    _check_sizes(where, Real, "number", sizes)
+
+
+def check_counts(where: str, **counts: int) -> None:
+    """Refuse what is no positive whole number."""
+    _check_sizes(where, Integral, "whole number", counts)
+
+
+def _check_sizes(where: str, kind: Any, noun: str, sizes: Mapping[str, Any]) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, Real) or not size > 0:
-            raise ValueError(f"{where}: {name} is {size!r}; give a positive number")
+        if isinstance(size, bool) or not isinstance(size, kind) or not size > 0:
+            raise ValueError(f"{where}: {name} is {size!r}; give a positive {noun}")
+
+
+def check_depth(depth: int) -> None:
+    """Refuse what is no number of layers."""
+    if not isinstance(depth, Integral) or isinstance(depth, bool) or depth < 0:
+        raise ValueError(f"Zorro: depth is {depth!r}; give a whole number of layers, 0 or more")
 
 
 def _check_tensor(where: str, name: str, value: Any) -> None:

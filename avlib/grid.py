@@ -24,7 +24,7 @@ class Grid:
 
     def __init__(self) -> None:
         self._flags: dict[str, Tensor] = {}
-        self._weights: dict[tuple[int, torch.device], Tensor] = {}
+        self._weights: dict[torch.device, Tensor] = {}
 
     def enter(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The streams rounded to the grid.
@@ -56,13 +56,16 @@ class Grid:
         sums = []
         for name in names:
             bits = streams[name].reshape(-1).view(torch.int32).long()
-            key = len(bits), bits.device
-            if key not in self._weights:
-                seeded = torch.Generator().manual_seed(0)
-                drawn = torch.randint(-(2**62), 2**62, key[:1], generator=seeded)
-                self._weights[key] = (2 * drawn + 1).to(bits.device)
-            sums.append((bits * self._weights[key]).sum())  # modulo 2⁶⁴
+            sums.append((bits * self._odd_numbers(len(bits), bits.device)).sum())  # modulo 2⁶⁴
         return torch.stack(sums)
+
+    def _odd_numbers(self, count: int, device: torch.device) -> Tensor:
+        """Random weights, always the same: a longer draw begins as a shorter one does."""
+        if device not in self._weights or len(self._weights[device]) < count:
+            seeded = torch.Generator().manual_seed(0)
+            drawn = torch.randint(-(2**62), 2**62, (count,), generator=seeded)
+            self._weights[device] = (2 * drawn + 1).to(device)
+        return self._weights[device][:count]
 
     def compare(
         self, fingerprint: Tensor, streams: Mapping[str, Tensor], names: Iterable[str]

@@ -16,7 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from avlib.attention import Attention, KeysValues
-from avlib.checks import check_indices, check_positive
+from avlib.checks import check_counts, check_indices
 from avlib.embedding import Lengths
 from avlib.layer import halved, mean_of_halves
 from avlib.masks import Visibility
@@ -195,7 +195,7 @@ class LateFusion(nn.Module):
         Raises:
             ValueError: as `fuse`; score does not keep the first two axes.
         """
-        check_positive("Zorro.fuse_pairs", pairs_at_once=pairs_at_once)
+        check_counts("Zorro.fuse_pairs", pairs_at_once=pairs_at_once)
         self._check_caches("fuse_pairs", (first, second))
 
         from tqdm.auto import tqdm  # not before it is needed: in a notebook it loads ipywidgets

@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import torchaudio
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from avlib.tokens import CroppedSpectrogram, pair
+from avlib.sound import FrontEnd
+from avlib.tokens import pair
 
 # The published defaults: keywords of torchaudio's Spectrogram, there with a prefix `spec_`.
 SPECTROGRAM: dict[str, Any] = {
@@ -116,3 +120,31 @@ def _renamed(name: str) -> str:
         modality, step = parts[0].removesuffix("_to_tokens"), str(int(parts[1]) - 1)
         parts = [f"{modality}_embedding", "to_tokens", step, *parts[2:]]
     return ".".join("weight" if part == "gamma" else part for part in parts)
+
+
+class CroppedSpectrogram(FrontEnd):
+    """The linear power spectrogram of `zorro-pytorch`, cropped to whole patches as there.
+
+    Everything else here pads and loses nothing.
+
+    Args:
+        patch_size: (bins, frames).
+        settings: keywords of `torchaudio.transforms.Spectrogram`.
+    """
+
+    def __init__(self, patch_size: tuple[int, int], **settings: object) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.spectrogram = torchaudio.transforms.Spectrogram(**settings)
+
+    def forward(self, audio: Float[Tensor, "b samples"]) -> Float[Tensor, "b f t"]:
+        """Power; (batch, bins, columns), both cropped down to a multiple of the patch."""
+        with torch.autocast(audio.device.type, enabled=False):
+            power = self.spectrogram(audio.to(self.spectrogram.window.dtype))
+        bins, columns = (n // p * p for n, p in zip(power.shape[1:], self.patch_size, strict=True))
+        if columns == 0:
+            raise ValueError(
+                f"Zorro: {audio.shape[-1]} samples give {power.shape[2]} spectrogram columns, "
+                f"under one patch of {self.patch_size[1]}; give a longer waveform"
+            )
+        return power[:, :bins, :columns]

@@ -15,14 +15,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from avlib.attention import Attention, KeysValues
-from avlib.checks import check_batch, check_indices, check_positive, check_rules
+from avlib.checks import (
+    check_batch,
+    check_counts,
+    check_depth,
+    check_indices,
+    check_positive,
+    check_rules,
+)
 from avlib.embedding import AudioEmbedding, Lengths, VideoEmbedding
 from avlib.late_fusion import LateFusion
 from avlib.layer import Layer, halved, mean_of_halves
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
 from avlib.published import check_fit, translate
 from avlib.reversible import ReversibleSequence
-from avlib.tokens import LogMelSpectrogram, Pair, TokenType, pair, triple
+from avlib.sound import LogMelSpectrogram
+from avlib.tokens import Pair, TokenType, pair, triple
 
 
 class Zorro(LateFusion):
@@ -44,7 +52,7 @@ class Zorro(LateFusion):
         video_patch_size: in pixels; a number, or (height, width).
         video_temporal_patch_size: frames in a patch (1 in the paper).
         video_channels: 3 for RGB.
-        return_token_types: the kind of each readout query: a TokenType, its number or its name.
+        return_token_types: the kind of each readout query, or of one: a TokenType, its number or name.
             Types may repeat.
         num_classes: with it each readout query has a linear head and the output holds logits.
         dropout: probability of dropping attention weights and inner features while training.
@@ -81,7 +89,7 @@ class Zorro(LateFusion):
         video_patch_size: Pair = 16,
         video_temporal_patch_size: int = 2,
         video_channels: int = 3,
-        return_token_types: Sequence[Enum | int | str] = (
+        return_token_types: Enum | int | str | Sequence[Enum | int | str] = (
             TokenType.AUDIO,
             TokenType.VIDEO,
             TokenType.FUSION,
@@ -101,16 +109,18 @@ class Zorro(LateFusion):
         readout: Visibility | None = None,
     ) -> None:
         super().__init__()
-        check_positive(
+        check_counts(
             "Zorro",
             dim=dim,
             heads=heads,
             dim_head=dim_head,
-            ff_mult=ff_mult,
             num_fusion_tokens=num_fusion_tokens,
+            video_channels=video_channels,
             num_classes=1 if num_classes is None else num_classes,
         )
-        if isinstance(return_token_types, str):
+        check_positive("Zorro", ff_mult=ff_mult)
+        check_depth(depth)
+        if isinstance(return_token_types, str | int | Enum):
             return_token_types = (return_token_types,)
         self.return_token_types = tuple(_token_type(kind) for kind in return_token_types)
         self.kinds = tuple(kind.name.lower() for kind in self.return_token_types)

@@ -22,10 +22,6 @@ def _mended_forward() -> Callable[..., torch.Tensor]:
     return names["forward"]
 
 
-class Published(package.Zorro):
-    """The published model as it is; silent, since it prints when it crops."""
-
-
 class Mended(package.Zorro):
     """The published model with parentheses: audio and video queries read their own tokens."""
 

@@ -244,3 +244,15 @@ def test_without_exact_check_has_nothing_to_say():
     sequence = make_towers(TYPES[:1], dtype=torch.float32)
     sequence.streams(torch.full((1, 2, DIM), torch.nan), torch.zeros(1, 2, DIM))
     sequence.check()
+
+
+def test_one_table_of_weights_serves_streams_of_all_lengths():
+    grid = Grid()
+    short = {"a": torch.randn(3, 5)}
+    before = grid.fingerprint(short, "a")
+    grid.fingerprint({"a": torch.randn(4000)}, "a")
+    grid.compare(before, short, "a")
+    grid.check()  # taken with a shorter table, compared with a longer one
+    for length in range(1, 4000, 371):
+        grid.fingerprint({"a": torch.randn(length)}, "a")
+    assert [len(weights) for weights in grid._weights.values()] == [4000]

@@ -320,7 +320,7 @@ def test_what_cannot_be_fused(make_zorro):
         model.fuse(audio)
     with pytest.raises(ValueError, match=r"return_token_indices is \(9,\); give one or more"):
         model.fuse(audio, video, return_token_indices=(9,))
-    with pytest.raises(ValueError, match=r"pairs_at_once is 0; give a positive number"):
+    with pytest.raises(ValueError, match=r"pairs_at_once is 0; give a positive whole"):
         model.fuse_pairs(audio, video, pairs_at_once=0)
     with pytest.raises(ValueError, match=r"score made \(3,\) of \(3, 3\) pairs; keep the first"):
         model.fuse_pairs(audio, video, score=lambda out: out[:, 0, 0, 0], progress=False)

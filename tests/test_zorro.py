@@ -5,7 +5,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from avlib import LogMelSpectrogram, SpecAugment, TokenType, Visibility, Zorro, zorro_trunk
-from avlib.memory import peak_bytes
 
 AUDIO, VIDEO, FUSION, GLOBAL = range(4)
 
@@ -44,6 +43,11 @@ def test_readouts_by_default_are_audio_video_and_fusion():
     assert Zorro(24, 1).return_token_types == (TokenType.AUDIO, TokenType.VIDEO, TokenType.FUSION)
 
 
+@pytest.mark.parametrize("kind", ["video", 1, TokenType.VIDEO, zorro_pytorch.TokenTypes.VIDEO])
+def test_a_single_type_needs_no_list(kind):
+    assert Zorro(24, 1, return_token_types=kind).return_token_types == (TokenType.VIDEO,)
+
+
 @pytest.mark.parametrize("num_classes", [None, 5])
 @pytest.mark.parametrize("indices", [(0,), (3, 0), (4, 2, 0, 1, 3), [2, 4]])
 def test_indices_pick_from_the_full_output_in_the_order_asked(make_zorro, num_classes, indices):
@@ -61,14 +65,6 @@ def test_each_readout_has_its_own_head(make_zorro):
     vectors, logits = plain(**inputs), model(**inputs)
     for index, head in enumerate(model.class_heads):
         assert_close(logits[:, index], head(vectors[:, index]))
-
-
-@pytest.mark.parametrize("indices", [(), (4,), (-1,), (0, 0), (0, 1, 7)])
-def test_indices_out_of_range_repeated_or_none_are_refused(make_zorro, indices):
-    with pytest.raises(
-        ValueError, match=r"return_token_indices is \(.*different indices .* 0 to 3"
-    ):
-        make_zorro()(**clips(), return_token_indices=indices)
 
 
 # Modalities left out
@@ -235,11 +231,6 @@ def test_state_dict_brings_everything_back(make_zorro):
     assert torch.equal(other(**inputs), model(**inputs))
 
 
-def test_two_calls_give_the_same_bits(make_zorro):
-    model, inputs = make_zorro(), clips()
-    assert torch.equal(model(**inputs), model(**inputs))
-
-
 def test_gradient_reaches_every_parameter(make_zorro):
     model = make_zorro(num_classes=5)
     out = model(audio=torch.randn(2, 1300), video=torch.rand(2, 3, 4, 8, 8))
@@ -322,24 +313,3 @@ def test_a_reversible_model_has_the_gradients_of_its_ordinary_peer(make_zorro, l
     for one, other in zip(*results, strict=True):
         assert_close(one, other, rtol=1e-11, atol=1e-13)
         assert other.abs().max() > 1e-6
-
-
-def test_memory_of_a_reversible_model_does_not_grow_with_depth(make_zorro):
-    def step_bytes(depth, reversible):
-        model = make_zorro(depth, reversible=reversible)
-        inputs = clips(samples=8000, size=32)
-        for weight in model.parameters():
-            weight.grad = torch.zeros_like(weight)
-        return peak_bytes(lambda: model(**inputs).sum().backward())
-
-    ordinary, ours = (step_bytes(9, r) - step_bytes(3, r) for r in (False, True))
-    assert ordinary > 1_000_000
-    assert ours <= 0.01 * ordinary
-
-
-def test_a_reversible_model_refuses_a_switch_before_backward(make_zorro):
-    model = make_zorro(reversible=True, dropout=0.3).train()
-    out = model(**clips())
-    model.eval()
-    with pytest.raises(RuntimeError, match=r"switched between \.train\(\) and \.eval\(\)"):
-        out.sum().backward()

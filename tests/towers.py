@@ -1,11 +1,14 @@
 """Small towers for the tests of reversible sequences, with the published keyword signature."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from avlib import DualModalityReversibleSequence
+from avlib import Coupling, DualModalityReversibleSequence, ReversibleSequence
 
+EXACT = 1e-12
 TYPES = (
     "intra_modality_self_attn",
     "intra_modality_cross_attn",
@@ -111,3 +114,28 @@ def worst(found, wanted):
         ((found[name] - wanted[name]).abs().max() / wanted[name].abs().max().clamp(min=1e-9)).item()
         for name in wanted
     )
+
+
+def pair_of(first, second):
+    """One block over the streams a and b."""
+    return ReversibleSequence([[Coupling("a", "b", first), Coupling("b", "a", second)]])
+
+
+def chain(*callables):
+    """Float64 couplings that alternate between the streams a and b."""
+    couplings = [Coupling(*("ab" if i % 2 == 0 else "ba"), f) for i, f in enumerate(callables)]
+    return ReversibleSequence([couplings]).double()
+
+
+def both_ways(sequence, *, steps=2):
+    """Gradients of parameters and inputs by reverse=False on a copy, and by reverse=True."""
+    results = []
+    for reverse, model in ((False, copy.deepcopy(sequence)), (True, sequence)):
+        torch.manual_seed(3)
+        streams = {n: torch.randn(6, DIM, dtype=torch.float64, requires_grad=True) for n in "ab"}
+        for _ in range(steps):
+            loss_of(model(streams, reverse=reverse).values()).backward()
+        found = {name: weight.grad for name, weight in model.named_parameters()}
+        found |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+        results.append({**found, **{name: stream.grad for name, stream in streams.items()}})
+    return results
