@@ -32,7 +32,7 @@ notebooks: .venv/ready-for-tests
 # .venv/bin/python benchmarks/gpu.py
 bench: .venv/ready-for-tests
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
-	for name in reversible memory zorro; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in reversible memory zorro late_fusion; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 .venv/ready: requirements.txt pyproject.toml
 	@echo "First call: installing into .venv (some minutes; what is downloaded is in the README)"

@@ -27,6 +27,7 @@ RESULTS = (
     "avlib/course/memory.json",
     "benchmarks/memory.md",
     "benchmarks/zorro-cuda.md",
+    "benchmarks/late_fusion-cuda.md",
     "benchmarks/reversible-cuda.md",
 )
 
@@ -88,6 +89,7 @@ PARTS: dict[str, Callable[[Path], list[Command]]] = {
     "tests": tests,
     "memory": benchmark("memory"),
     "zorro": benchmark("zorro"),
+    "late_fusion": benchmark("late_fusion"),
     "reversible": benchmark("reversible"),
     "notebooks": notebooks,
 }

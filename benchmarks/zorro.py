@@ -21,6 +21,7 @@ from common import DEVICE, cell, listed, markdown, progress, reason, seconds, ta
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from avlib import Zorro
@@ -91,7 +92,9 @@ SETTINGS = (
     [Setting(clip, "bfloat16", batch) for clip in (PAPER, EVEN) for batch in (1, 16)]
     + [Setting(PAPER, "float32", batch) for batch in (1, 16)]
     if CUDA
-    else [Setting(PAPER, "float32"), Setting(EVEN, "float32"), Setting(PAPER, "bfloat16")]
+    else [
+        Setting(clip, precision) for precision in ("float32", "bfloat16") for clip in (PAPER, EVEN)
+    ]
 )
 QUICK_SETTINGS = [Setting(EVEN, "float32"), Setting(EVEN, "bfloat16")]
 
@@ -306,6 +309,29 @@ class Runs:
         return [outputs, *(weight.grad.clone() for weight in weights)]
 
 
+# Parts of a step, and how the names of their operations begin; the first that fits counts.
+PARTS = {
+    "products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "attention": ("aten::_scaled_dot_product", "aten::_flash", "aten::_efficient", "aten::_cudnn"),
+    "norms": ("aten::native_layer_norm", "aten::_fused_rms_norm"),
+    "additions and copies": ("aten::add", "aten::copy_", "aten::cat", "aten::fill_", "aten::clone"),
+}
+
+
+def time_by_part(runs: Runs, steps: int = 3) -> dict[str, float]:
+    """Which share of a training step goes to what, by PyTorch's profiler."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
+    with profile(activities=activities, acc_events=True) as profiled:
+        for _ in range(steps):
+            runs.train()
+    taken = dict.fromkeys((*PARTS, "all else"), 0.0)
+    for event in profiled.key_averages():
+        part = next((part for part, names in PARTS.items() if event.key.startswith(names)), None)
+        time = event.self_device_time_total if CUDA else event.self_cpu_time_total
+        taken[part or "all else"] += time
+    return {part: time / sum(taken.values()) for part, time in taken.items()}
+
+
 @dataclass
 class Measured:
     """Results of a setting: seconds by kind of step and contender, one for each round."""
@@ -316,6 +342,7 @@ class Measured:
     rates: dict[str, list[float]] = field(default_factory=dict)  # operations a second
     differences: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)  # shares of a training step of avlib
 
     def milliseconds(self, kind: str, name: str) -> float | None:
         """A step's time."""
@@ -391,6 +418,7 @@ def measure(
             found.taken.setdefault(("train", name), []).append(seconds(runs.train))
         for name, runs in contenders.items():
             found.taken.setdefault(("forward", name), []).append(seconds(runs.forward))
+    found.parts = time_by_part(contenders[OURS])
     return found
 
 
@@ -437,10 +465,12 @@ def section(found: Measured) -> str:
         text += (
             f" A contender's slowest training step was up to {100 * spread:.0f} % above its median."
         )
+    parts = ", ".join(f"{part} {100 * share:.0f} %" for part, share in found.parts.items())
     differences = "; ".join(f"{name} {value:.0e}" for name, value in found.differences.items())
     return (
         f"## {str(found.setting)[0].upper()}{str(found.setting)[1:]}\n\n{text}\n\n"
         + markdown(head, rows)
+        + f"\nWhere avlib's training step spends its time: {parts}.\n"
         + f"\nDifference from avlib: {differences}.\n"
         + listed(found.failures)
     )

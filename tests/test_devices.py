@@ -81,6 +81,16 @@ def test_pure_readouts_ignore_every_bit_of_the_other_modality(zorro, device, mod
     assert torch.equal(alone[:, 0], before[:, index])
 
 
+def test_streams_fused_late_give_the_joint_pass(zorro, device):
+    model = zorro(3).double()
+    inputs = {name: tensor.double() for name, tensor in clips(device).items()}
+    audio, video = (model.encode(**{name: clip}) for name, clip in inputs.items())
+    joint = model(**inputs)
+    torch.testing.assert_close(model.fuse(audio, video), joint, rtol=0, atol=1e-9)
+    pairs = model.fuse_pairs(audio, video, pairs_at_once=2, progress=False)
+    torch.testing.assert_close(pairs[[0, 1], [0, 1]], joint, rtol=0, atol=1e-9)
+
+
 @AUTOCAST
 @pytest.mark.parametrize("train", [False, True])
 def test_no_gradient_crosses_into_a_pure_readout(zorro, device, autocast, train):

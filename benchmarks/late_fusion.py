@@ -1,0 +1,271 @@
+"""Time of fusing K sounds with L films: streams kept and fused late, beside a joint pass a pair.
+
+`python benchmarks/late_fusion.py` measures and writes the table `benchmarks/late_fusion.md`; on a
+GPU it measures there and writes `benchmarks/late_fusion-cuda.md`. Of the joint passes a sample is
+timed, spread over the whole run, and scaled to all pairs.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import DEVICE, cell, markdown, progress, seconds, taken_on
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from zorro import (
+    AGREED,
+    BASE,
+    CUDA,
+    DEPTH,
+    EVEN,
+    FUSION,
+    PAPER,
+    QUICK_DEPTH,
+    Setting,
+    eager,
+    published,
+    worst,
+)
+
+from avlib import StreamCache, Zorro
+from avlib.memory import peak_bytes
+
+WANTED = 0.6  # of the bound by FLOPs
+BATCH = 16 if CUDA else 4  # clips encoded, and clips of a joint pass, at once
+BLOCK = 32  # films whose caches are in one piece
+SAMPLES = 6  # timed joint passes for each half of the run
+SETTINGS = (
+    [(64, Setting(PAPER, "bfloat16")), (256, Setting(PAPER, "bfloat16"))]
+    if CUDA
+    else [
+        (64, Setting(PAPER, "float32")),
+        (256, Setting(PAPER, "float32")),
+        (64, Setting(EVEN, "float32")),
+        (64, Setting(PAPER, "bfloat16")),
+    ]
+)
+QUICK_SETTINGS = [(8, Setting(EVEN, "float32"))]
+
+
+@dataclass
+class Found:
+    """What a setting took."""
+
+    clips: int  # K = L
+    setting: Setting
+    flops: dict[str, int]  # of one: joint pass, audio, video, pair
+    encoding: float = 0.0  # seconds
+    fusing: float = 0.0
+    joint: dict[str, list[float]] = field(default_factory=dict)  # seconds a pair, by package
+    difference: float = 0.0
+    kept: int = 0  # bytes
+    beyond: int = 0
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{n} {name}" for name, n in self.setting.clip.tokens.items())
+        return f"{self.clips}×{self.clips} clips, {counts} tokens, {self.setting.precision}"
+
+    @property
+    def pairs(self) -> int:
+        """How many there are."""
+        return self.clips**2
+
+    @property
+    def late_flops(self) -> int:
+        """All that late fusion computes."""
+        encoded = self.flops["audio"] + self.flops["video"]
+        return self.clips * encoded + self.pairs * self.flops["pair"]
+
+    @property
+    def bound(self) -> float:
+        """How many times as fast late fusion would be if all FLOPs took the same time."""
+        return self.pairs * self.flops["joint"] / self.late_flops
+
+    def faster(self, package: str) -> float:
+        """How many times as fast as a joint pass for each pair."""
+        joint = self.pairs * statistics.median(self.joint[package])
+        return joint / (self.encoding + self.fusing)
+
+
+def count(run: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+def first(out: Tensor) -> Tensor:
+    """A pair's score: one number for each readout."""
+    return out[..., 0]
+
+
+def encoded(model: Zorro, inputs: dict[str, Tensor], block: int) -> dict[str, list[StreamCache]]:
+    """Caches of all clips, some clips in a piece."""
+    caches = {}
+    for name, clips in inputs.items():
+        parts = [model.encode(**{name: batch}) for batch in clips.split(BATCH)]
+        per_block = max(1, block // BATCH)
+        caches[name] = [
+            StreamCache.cat(parts[i : i + per_block]) for i in range(0, len(parts), per_block)
+        ]
+    return caches
+
+
+def measure(clips: int, setting: Setting, depth: int) -> Found:
+    """Encode all, fuse all, and time joint passes in between."""
+    theirs = published(depth).eval()
+    model = eager(theirs).eval()
+    theirs = theirs.to(DEVICE)
+    one = setting.inputs()
+    audio, video = (model.encode(**{name: clip}) for name, clip in one.items())
+    found = Found(
+        clips,
+        setting,
+        {
+            "joint": count(lambda: model(**one)),
+            "audio": count(lambda: model.encode(audio=one["audio"])),
+            "video": count(lambda: model.encode(video=one["video"])),
+            "pair": count(lambda: model.fuse(audio, video)),
+        },
+    )
+    many = Setting(setting.clip, setting.precision, clips).inputs()
+    sample = {name: tensor[:BATCH] for name, tensor in many.items()}
+
+    def joint_passes(times: int) -> None:
+        for _ in range(times):
+            for package, run in (("avlib", model), (BASE, theirs)):
+                taken = seconds(lambda run=run: run(**sample))
+                found.joint.setdefault(package, []).append(taken / BATCH)
+
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=setting.autocast):
+        progress(f"{clips}×{clips}, {setting}: warm-up")
+        wanted = model(**sample)[:, AGREED].float()
+        joint_passes(1)
+        found.joint.clear()
+        some = [model.encode(**{name: clip}) for name, clip in sample.items()]
+        out = model.fuse_pairs(some[0], some[1], progress=False)
+        found.difference = worst(
+            [out.diagonal(0, 0, 1).movedim(-1, 0)[:, AGREED].float()], [wanted]
+        )
+        del some
+
+        progress(f"{clips}×{clips}: encoding")
+        joint_passes(SAMPLES // 2)
+        caches: dict[str, list[StreamCache]] = {}
+        found.encoding = seconds(lambda: caches.update(encoded(model, many, BLOCK)))
+        joint_passes(SAMPLES - SAMPLES // 2)
+        found.kept = sum(cache.num_bytes for parts in caches.values() for cache in parts)
+        progress(f"{clips}×{clips}: fusing")
+        for films in caches["video"]:
+            for sounds in caches["audio"]:
+                fuse = partial(model.fuse_pairs, sounds, films, score=first, progress=False)
+                found.fusing += seconds(fuse)
+            joint_passes(1)
+        few = [parts[0][:8] for parts in caches.values()]
+        found.beyond = peak_bytes(partial(model.fuse_pairs, *few, score=first, progress=False))
+    return found
+
+
+def section(found: Found) -> str:
+    """A setting's table."""
+    gflop = {name: value / 1e9 for name, value in found.flops.items()}
+    late = found.encoding + found.fusing
+    rows = []
+    for package, times in found.joint.items():
+        joint = found.pairs * statistics.median(times)
+        rows.append(
+            [
+                f"joint pass a pair, {package}",
+                f"{joint:.0f} s (scaled)",
+                f"{found.pairs * gflop['joint'] / 1e3:.0f} TFLOP" if package == "avlib" else "",
+                cell(found.faster(package), ".1f", " ×"),
+                cell(found.faster(package) / found.bound if package == "avlib" else None, ".2f"),
+            ]
+        )
+    rows += [
+        [
+            f"encode {found.clips} + {found.clips}",
+            f"{found.encoding:.1f} s",
+            f"{found.clips * (gflop['audio'] + gflop['video']) / 1e3:.2f} TFLOP",
+            "",
+            "",
+        ],
+        [
+            f"fuse {found.pairs} pairs",
+            f"{found.fusing:.1f} s",
+            f"{found.pairs * gflop['pair'] / 1e3:.2f} TFLOP",
+            "",
+            "",
+        ],
+        ["late fusion in all", f"{late:.1f} s", f"{found.late_flops / 1e12:.2f} TFLOP", "", ""],
+    ]
+    head = ["", "time", "products", "late fusion is faster", "of the bound"]
+    share = found.flops["joint"] / found.flops["pair"]
+    return (
+        f"## {found}\n\nThe bound by FLOPs is {found.bound:.1f} ×. After encoding, a pair takes "
+        f"{found.fusing / found.pairs * 1e3:.2f} ms; its products are 1/{share:.0f} of a joint "
+        f"pass's. The caches hold {found.kept / 1e9:.2f} GB; 64 pairs at once need "
+        f"{found.beyond / 1e6:.0f} MB beyond them. Difference from the joint pass: "
+        f"{found.difference:.0e}.\n\n" + markdown(head, rows)
+    )
+
+
+def targets(results: list[Found]) -> str:
+    """What the project wants, and what was found."""
+    rows = []
+    for found in results:
+        share = found.faster("avlib") / found.bound
+        met = "met" if share >= WANTED else "missed"
+        what = f"{found}: of the bound"
+        rows.append([what, f"≥ {WANTED}", f"{share:.2f}", met])
+    return "## Targets\n\n" + markdown(["", "wanted", "found", ""], rows)
+
+
+def header(threads: int, depth: int) -> str:
+    """What was measured, on what."""
+    return f"""# Late fusion
+
+{taken_on("zorro-pytorch", threads=threads)}
+- Width 768; 12 heads × 64; feed-forward × 4; {FUSION} fusion tokens; depth {depth}
+- *Joint pass*: the whole model from waveform and film to four readouts, {BATCH} pairs at once;
+  {SAMPLES} and more are timed, before, between and during the rest, and their median is scaled to
+  all pairs
+- *Late fusion*: each clip is encoded once, {BATCH} at once; then all pairs are fused, 64 at once
+- *The bound by FLOPs*: matrix products of all joint passes over those of late fusion; *of the
+  bound*: the ratio of times over the ratio of products
+- *Difference*: ‖late − joint‖ / ‖joint‖ of fusion and global readouts
+- Memory beyond the caches is counted by `avlib.memory.peak_bytes`, in a run of its own
+
+"""
+
+
+def main() -> None:
+    """Measure, print the tables, and write them unless it was a quick run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument(
+        "--quick", action="store_true", help="8×8 small clips, depth 1; writes no file"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    depth = QUICK_DEPTH if args.quick else DEPTH
+    results: list[Found] = []
+    text = ""
+    for clips, setting in QUICK_SETTINGS if args.quick else SETTINGS:
+        results.append(measure(clips, setting, depth))
+        parts = [header(args.threads, depth) + targets(results), *map(section, results)]
+        text = "\n".join(parts)
+        if not args.quick:  # after every table, so that a run cut short leaves what it has
+            name = "late_fusion-cuda.md" if CUDA else "late_fusion.md"
+            Path(__file__).with_name(name).write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
