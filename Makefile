@@ -7,7 +7,11 @@ BIN := .venv/bin
 # JupyterLab neither asks about news nor looks for updates: the course needs no network.
 QUIET := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
 
-.PHONY: lab test doctor notebooks bench
+# Strict: all that notebooks print is compared with what is stored.
+NBVAL := $(BIN)/pytest -q -o addopts= -o filterwarnings=default -p no:python --nbval --nbval-current-env \
+	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 180 notebooks
+
+.PHONY: lab test doctor notebooks repeat bench
 .DEFAULT_GOAL := lab
 
 lab: .venv/ready
@@ -21,12 +25,19 @@ test: .venv/ready-for-tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist worksteal --durations=10
-	$(BIN)/pytest -q --durations=10 -o addopts= -o filterwarnings=default -p no:python --nbval --nbval-current-env \
-		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 180 notebooks
+	$(NBVAL) --durations=10
 
 # For authors: run every notebook from top to bottom and store its outputs.
 notebooks: .venv/ready-for-tests
 	$(BIN)/python tests/execute_notebooks.py
+
+# For authors: twenty times the notebooks, on one thread and on two, with the CPU's own instructions and
+# with the plainest ones. Every time must print what is stored.
+repeat: .venv/ready-for-tests
+	for i in $$(seq 5); do for threads in 1 2; do for capability in "" default; do \
+		echo "$$i: $$threads threads, instructions: $${capability:-own}"; \
+		OMP_NUM_THREADS=$$threads $${capability:+env ATEN_CPU_CAPABILITY=$$capability} $(NBVAL) || exit 1; \
+	done; done; done
 
 # Measure beside other packages and write the tables in benchmarks/ (about half an hour). With a GPU:
 # .venv/bin/python benchmarks/gpu.py

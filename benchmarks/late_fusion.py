@@ -2,7 +2,7 @@
 
 `python benchmarks/late_fusion.py` measures and writes the table `benchmarks/late_fusion.md`; on a
 GPU it measures there and writes `benchmarks/late_fusion-cuda.md`. Of the joint passes a sample is
-timed, spread over the whole run, and scaled to all pairs.
+timed, in turns with the pieces of late fusion, and scaled to all pairs.
 """
 
 import argparse
@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,8 @@ from avlib.memory import peak_bytes
 
 WANTED = 0.6  # of the bound by FLOPs
 BATCH = 16 if CUDA else 4  # clips encoded, and clips of a joint pass, at once
-BLOCK = 32  # films whose caches are in one piece
-SAMPLES = 6  # timed joint passes for each half of the run
+BLOCK = 4  # batches whose caches are in one piece
+TURNS = 16  # joint passes while encoding, and again while fusing
 SETTINGS = (
     [(64, Setting(PAPER, "bfloat16")), (256, Setting(PAPER, "bfloat16"))]
     if CUDA
@@ -60,9 +62,9 @@ class Found:
     clips: int  # K = L
     setting: Setting
     flops: dict[str, int]  # of one: joint pass, audio, video, pair
-    encoding: float = 0.0  # seconds
-    fusing: float = 0.0
     joint: dict[str, list[float]] = field(default_factory=dict)  # seconds a pair, by package
+    encoded: list[float] = field(default_factory=list)  # seconds for a sound and a film
+    fused: list[float] = field(default_factory=list)  # seconds a pair
     difference: float = 0.0
     kept: int = 0  # bytes
     beyond: int = 0
@@ -87,10 +89,23 @@ class Found:
         """How many times as fast late fusion would be if all FLOPs took the same time."""
         return self.pairs * self.flops["joint"] / self.late_flops
 
+    @property
+    def encoding(self) -> float:
+        """Seconds for all clips."""
+        return self.clips * statistics.median(self.encoded)
+
+    @property
+    def fusing(self) -> float:
+        """Seconds for all pairs."""
+        return self.pairs * statistics.median(self.fused)
+
+    def joining(self, package: str) -> float:
+        """Seconds for a joint pass of each pair."""
+        return self.pairs * statistics.median(self.joint[package])
+
     def faster(self, package: str) -> float:
         """How many times as fast as a joint pass for each pair."""
-        joint = self.pairs * statistics.median(self.joint[package])
-        return joint / (self.encoding + self.fusing)
+        return self.joining(package) / (self.encoding + self.fusing)
 
 
 def count(run: Callable[[], Any]) -> int:
@@ -100,21 +115,21 @@ def count(run: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def first(out: Tensor) -> Tensor:
+def score(out: Tensor) -> Tensor:
     """A pair's score: one number for each readout."""
     return out[..., 0]
 
 
-def encoded(model: Zorro, inputs: dict[str, Tensor], block: int) -> dict[str, list[StreamCache]]:
-    """Caches of all clips, some clips in a piece."""
-    caches = {}
-    for name, clips in inputs.items():
-        parts = [model.encode(**{name: batch}) for batch in clips.split(BATCH)]
-        per_block = max(1, block // BATCH)
-        caches[name] = [
-            StreamCache.cat(parts[i : i + per_block]) for i in range(0, len(parts), per_block)
-        ]
-    return caches
+def encode(model: Zorro, clips: dict[str, Tensor]) -> dict[str, StreamCache]:
+    """Both streams of some clips."""
+    return {name: model.encode(**{name: tensor}) for name, tensor in clips.items()}
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """How long it took, and what came of it."""
+    results: list[Any] = []
+    taken = seconds(lambda: results.append(run()))
+    return taken, results[0]
 
 
 def measure(clips: int, setting: Setting, depth: int) -> Found:
@@ -123,7 +138,7 @@ def measure(clips: int, setting: Setting, depth: int) -> Found:
     model = eager(theirs).eval()
     theirs = theirs.to(DEVICE)
     one = setting.inputs()
-    audio, video = (model.encode(**{name: clip}) for name, clip in one.items())
+    audio, video = encode(model, one).values()
     found = Found(
         clips,
         setting,
@@ -137,38 +152,48 @@ def measure(clips: int, setting: Setting, depth: int) -> Found:
     many = Setting(setting.clip, setting.precision, clips).inputs()
     sample = {name: tensor[:BATCH] for name, tensor in many.items()}
 
-    def joint_passes(times: int) -> None:
-        for _ in range(times):
-            for package, run in (("avlib", model), (BASE, theirs)):
-                taken = seconds(lambda run=run: run(**sample))
-                found.joint.setdefault(package, []).append(taken / BATCH)
+    def joint_pass() -> None:
+        for package, run in (("avlib", model), (BASE, theirs)):
+            taken = seconds(partial(run, **sample))
+            found.joint.setdefault(package, []).append(taken / BATCH)
 
     with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=setting.autocast):
-        progress(f"{clips}×{clips}, {setting}: warm-up")
+        progress(f"{found}: warm-up")
         wanted = model(**sample)[:, AGREED].float()
-        joint_passes(1)
+        joint_pass()
         found.joint.clear()
-        some = [model.encode(**{name: clip}) for name, clip in sample.items()]
-        out = model.fuse_pairs(some[0], some[1], progress=False)
-        found.difference = worst(
-            [out.diagonal(0, 0, 1).movedim(-1, 0)[:, AGREED].float()], [wanted]
-        )
-        del some
+        few = encode(model, sample).values()
+        out = model.fuse_pairs(*few, progress=False).diagonal(0, 0, 1).movedim(-1, 0)
+        found.difference = worst([out[:, AGREED].float()], [wanted])
 
-        progress(f"{clips}×{clips}: encoding")
-        joint_passes(SAMPLES // 2)
-        caches: dict[str, list[StreamCache]] = {}
-        found.encoding = seconds(lambda: caches.update(encoded(model, many, BLOCK)))
-        joint_passes(SAMPLES - SAMPLES // 2)
-        found.kept = sum(cache.num_bytes for parts in caches.values() for cache in parts)
-        progress(f"{clips}×{clips}: fusing")
-        for films in caches["video"]:
-            for sounds in caches["audio"]:
-                fuse = partial(model.fuse_pairs, sounds, films, score=first, progress=False)
-                found.fusing += seconds(fuse)
-            joint_passes(1)
-        few = [parts[0][:8] for parts in caches.values()]
-        found.beyond = peak_bytes(partial(model.fuse_pairs, *few, score=first, progress=False))
+        progress(f"{found}: encoding")
+        batches = [
+            {name: tensor[i : i + BATCH] for name, tensor in many.items()}
+            for i in range(0, clips, BATCH)
+        ]
+        parts: dict[str, list[StreamCache]] = {name: [] for name in many}
+        for i, batch in enumerate(batches):
+            taken, encoded = timed(partial(encode, model, batch))
+            found.encoded.append(taken / len(batch["audio"]))
+            if i % ceil(len(batches) / TURNS) == 0:
+                joint_pass()
+            for name, cache in encoded.items():
+                parts[name].append(cache)
+        found.kept = sum(cache.num_bytes for some in parts.values() for cache in some)
+        blocks: dict[str, list[StreamCache]] = {name: [] for name in many}
+        for name, some in parts.items():
+            while some:  # each batch goes when its block is there
+                blocks[name].append(StreamCache.cat(some[:BLOCK]))
+                del some[:BLOCK]
+        progress(f"{found}: fusing")
+        pieces = list(product(blocks["audio"], blocks["video"]))
+        for i, (sounds, films) in enumerate(pieces):
+            taken, _ = timed(partial(model.fuse_pairs, sounds, films, score=score, progress=False))
+            found.fused.append(taken / len(sounds) / len(films))
+            if i % ceil(len(pieces) / TURNS) == 0:
+                joint_pass()
+        few = [caches[0][:8] for caches in blocks.values()]
+        found.beyond = peak_bytes(partial(model.fuse_pairs, *few, score=score, progress=False))
     return found
 
 
@@ -177,8 +202,8 @@ def section(found: Found) -> str:
     gflop = {name: value / 1e9 for name, value in found.flops.items()}
     late = found.encoding + found.fusing
     rows = []
-    for package, times in found.joint.items():
-        joint = found.pairs * statistics.median(times)
+    for package in found.joint:
+        joint = found.joining(package)
         rows.append(
             [
                 f"joint pass a pair, {package}",
@@ -233,10 +258,10 @@ def header(threads: int, depth: int) -> str:
 
 {taken_on("zorro-pytorch", threads=threads)}
 - Width 768; 12 heads × 64; feed-forward × 4; {FUSION} fusion tokens; depth {depth}
-- *Joint pass*: the whole model from waveform and film to four readouts, {BATCH} pairs at once;
-  {SAMPLES} and more are timed, before, between and during the rest, and their median is scaled to
-  all pairs
-- *Late fusion*: each clip is encoded once, {BATCH} at once; then all pairs are fused, 64 at once
+- *Joint pass*: the whole model from waveform and film to four readouts, {BATCH} pairs at once
+- *Late fusion*: each clip is encoded once, {BATCH} at once; then all pairs are fused, 64 at once.
+  All clips and pairs are computed, in pieces that take turns with joint passes; times are medians
+  over pieces, scaled to all
 - *The bound by FLOPs*: matrix products of all joint passes over those of late fusion; *of the
   bound*: the ratio of times over the ratio of products
 - *Difference*: ‖late − joint‖ / ‖joint‖ of fusion and global readouts

@@ -39,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 
 from avlib import Zorro
 from avlib.coupling import step as coupling_step
-from avlib.course import memory as course
+from avlib.course import planner as course
 from avlib.course.reversible import towers
 from avlib.memory import MemoryUse, make_step, measure
 from avlib.predict import ByDepth, predict, predict_by_depth

@@ -17,8 +17,8 @@ def nbval(folder, *cells):
     shutil.copy(ROOT / "notebooks" / "conftest.py", folder)
     nbformat.write(new_notebook(cells=list(cells)), folder / "one.ipynb")
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    (line,) = (line for line in makefile.splitlines() if "--nbval " in line)
-    arguments = line.split()[1:-1]
+    (line,) = (line for line in makefile.splitlines() if line.startswith("NBVAL := "))
+    arguments = line.split()[3:-1]
     sanitize = ROOT / "tests" / "nbval_sanitize.cfg"
     arguments[arguments.index("--nbval-sanitize-with") + 1] = str(sanitize)
     command = [sys.executable, "-m", "pytest", *arguments, str(folder), "--rootdir", str(folder)]
