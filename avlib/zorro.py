@@ -52,8 +52,8 @@ class Zorro(LateFusion):
         video_patch_size: in pixels; a number, or (height, width).
         video_temporal_patch_size: frames in a patch (1 in the paper).
         video_channels: 3 for RGB.
-        return_token_types: the kind of each readout query, or of one: a TokenType, its number or name.
-            Types may repeat.
+        return_token_types: the kind of each readout query, or of one: a TokenType, its number or
+            its name. Types may repeat.
         num_classes: with it each readout query has a linear head and the output holds logits.
         dropout: probability of dropping attention weights and inner features while training.
         reversible: keep two halves of each stream and add to one what the other gives, so that no
