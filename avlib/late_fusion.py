@@ -28,7 +28,8 @@ from avlib.tokens import TokenType
 class StreamCache:
     """All that others read of a modality's streams, for a batch of clips.
 
-    `cache[3:5]`, or any other index of a tensor's batch axis, is the cache of those clips.
+    `cache[3:5]`, or any other index of a tensor's batch axis, is the cache of those clips. It is
+    written by `torch.save` and read with `weights_only=True`.
 
     Args:
         name: of the modality.
@@ -87,6 +88,9 @@ class StreamCache:
         readout = change(self.readout[0]), change(self.readout[1])
         real = None if self.real is None else change(self.real)
         return StreamCache(self.name, layers, readout, real)
+
+
+torch.serialization.add_safe_globals([StreamCache])  # it holds names and tensors alone
 
 
 class LateFusion(nn.Module):
@@ -210,10 +214,11 @@ class LateFusion(nn.Module):
                 one, other = first[i : i + rows, None], second[None, j : j + columns]
                 scores = score(self._fuse((one, other), return_token_indices))
                 shape = one.batch[0], other.batch[1]
-                if tuple(scores.shape[:2]) != shape:
+                if not isinstance(scores, Tensor) or tuple(scores.shape[:2]) != shape:
+                    made = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores)
                     raise ValueError(
-                        f"Zorro.fuse_pairs: score made {tuple(scores.shape)} of {shape} pairs; "
-                        "keep the first two axes, as in score=lambda out: out[:, :, 0]"
+                        f"Zorro.fuse_pairs: score made {made} of {shape} pairs; return a tensor "
+                        "and keep the first two axes, as in score=lambda out: out[:, :, 0]"
                     )
                 if out is None:
                     out = scores.new_empty(len(first), len(second), *scores.shape[2:])
@@ -283,14 +288,25 @@ def _check_caches(
             "encode(video=…)"
         )
     weight = attention.to_kv.weight
-    wanted = depth, attention.heads, len(weight) // 2 // attention.heads, weight.device
+    device = weight.device.type
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    size = depth, attention.heads, len(weight) // 2 // attention.heads
+    wanted = *size, dtype, weight.device
     for cache in caches:
-        _, heads, _, features = (key := cache.readout[0]).shape
-        found = len(cache.layers), heads, features, key.device
+        if len(cache.batch) != 1 or len(cache) == 0:
+            raise ValueError(
+                f"{where}: the {cache.name} cache has the batch {cache.batch}, wanted one axis "
+                "with at least one clip; cut with a slice, as in cache[i : i + 1]"
+            )
+        key = cache.readout[0]
+        found = len(cache.layers), key.shape[1], key.shape[3], key.dtype, key.device
         if found != wanted:
             raise ValueError(
                 f"{where}: the {cache.name} cache has {found} as (layers, heads, features, "
-                f"device), this model has {wanted}; encode the clips with this model"
+                f"dtype, device), this model has {wanted}; encode the clips with this model, and "
+                "both under the same autocast"
             )
 
 

@@ -282,6 +282,14 @@ def test_caches_are_cut_and_joined(make_zorro):
     assert whole[:1].num_bytes * 3 == whole.num_bytes
 
 
+def test_caches_are_written_and_read_without_running_code(make_zorro, tmp_path):
+    model, inputs = make_zorro().double(), clips()
+    audio, video = (encode(model, name, inputs, PADDED) for name in inputs)
+    torch.save(audio, tmp_path / "audio.pt")
+    read = torch.load(tmp_path / "audio.pt", weights_only=True)
+    assert torch.equal(model.fuse(read, video), model.fuse(audio, video))
+
+
 # Bad input
 
 
@@ -322,13 +330,26 @@ def test_what_cannot_be_fused(make_zorro):
         model.fuse(audio, video, return_token_indices=(9,))
     with pytest.raises(ValueError, match=r"pairs_at_once is 0; give a positive whole"):
         model.fuse_pairs(audio, video, pairs_at_once=0)
-    with pytest.raises(ValueError, match=r"score made \(3,\) of \(3, 3\) pairs; keep the first"):
+    with pytest.raises(ValueError, match=r"score made \(3,\) of \(3, 3\) pairs; return a tensor"):
         model.fuse_pairs(audio, video, score=lambda out: out[:, 0, 0, 0], progress=False)
     with pytest.raises(ValueError, match=r"in training mode, .* call model.eval\(\) first"):
         copy.deepcopy(model).train().fuse(audio, video)
-    for other in (make_zorro(3), make_zorro(heads=4), make_zorro(dim_head=4)):
+    others = (make_zorro(3), make_zorro(heads=4), make_zorro(dim_head=4))
+    for other in (*(other.double() for other in others), make_zorro()):
         with pytest.raises(ValueError, match=r"audio cache has \(2, 2, 8, .* this model has"):
-            other.double().fuse(audio, video)
+            other.fuse(audio, video)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match=r"cache has \(2, 2, 8, torch.float64.* the same autocast"),
+    ):
+        model.fuse(audio, video)
+    for cut in (slice(0), 0, (slice(None), None)):
+        for fuse in (model.fuse, model.fuse_pairs):
+            with pytest.raises(ValueError, match=r"the audio cache has the batch .* with a slice"):
+                fuse(audio[cut], video[cut])
+    for score in (lambda out: out.numpy(), lambda out: 1.0):
+        with pytest.raises(ValueError, match=r"score made <class .* return a tensor and keep"):
+            model.fuse_pairs(audio, video, score=score, progress=False)
 
 
 def test_caches_that_cannot_be_joined(make_zorro):
