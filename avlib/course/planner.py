@@ -87,7 +87,7 @@ def planner() -> PictureSliders:
 def plan(
     depth: int, width: int, batch: int, frames: int, precision: str, optimizer: str
 ) -> tuple[Figure, str]:
-    """A budget picture, and for each way the smallest card on which the step fits."""
+    """A budget picture; for each way the bytes and the smallest card on which the step fits."""
     settings = (width, batch, frames, precision, optimizer)
     uses = {way: forecast(way, *settings).at(depth) for way in WAYS}
     fits = {
@@ -95,11 +95,13 @@ def plan(
         for way, use in uses.items()
     }
     weights = uses["ordinary"].at_peak["parameters"] / 4e6
-    sentence = f"{weights:.0f} million weights. Fits on: " + ", ".join(
-        f"{way} {card}" for way, card in fits.items()
+    # Two settings may need the same: the name says that the slider did move.
+    sentence = f"{weights:.0f} million weights, {optimizer}. At the peak: " + ", ".join(
+        f"{way} {use.peak / plots.GB:.2f} GB (fits {fits[way]})" for way, use in uses.items()
     )
-    figure, ax = plt.subplots(figsize=(9, 3.2), layout="constrained")
-    plots.legend(plots.budget(uses, ax=ax))
+    title = f"{depth} layers of width {width}, {batch} clips of {frames} frames, "
+    figure, ax = plt.subplots(figsize=(9, 3.4), layout="constrained")
+    plots.legend(plots.budget(uses, title=f"{title}{precision}, {optimizer}", ax=ax))
     return figure, sentence + "."
 
 

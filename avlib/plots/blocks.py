@@ -34,7 +34,7 @@ def couplings(
     for name, group in streams.items():
         y = height[name]
         ax.plot([-0.35, right], [y, y], color=colour(group), lw=3, zorder=1)
-        ax.text(-0.45, y, name, ha="right", va="center", color=colour(group), weight="bold")
+        ax.text(-0.45, y, name, ha="right", va="center", color=INK, weight="bold")
         if values is not None:
             ax.text(
                 right + 0.1, y, str(values[name]), va="center", weight="bold", family="monospace"
@@ -53,7 +53,8 @@ def couplings(
         ax.text(
             plus, top, sign, ha="center", va="center_baseline", color=INK, alpha=alpha, zorder=5
         )
-        face = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": edge, "lw": 1.5, "alpha": alpha}
+        # Faded by its colours: a wire would show through a transparent box.
+        face = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": (edge, alpha), "lw": 1.5}
         ax.text(x + 0.13, box, name, ha="center", va="center", color=INK, bbox=face, zorder=3)
     bare(ax)
     ax.set(xlim=(-0.9, right + (0.7 if values is not None else 0.1)))

@@ -91,9 +91,10 @@ def influence(measured: Influence, *, title: str = "", ax: Axes | None = None) -
     _table(ax, measured.outputs, measured.inputs, lambda i, j: bool(moves[i, j]), text)
     for source, output in measured.leaks:
         j, i = measured.inputs.index(source), measured.outputs.index(output)
-        ax.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, ec=FOCUS, lw=4))
+        corner = j - 0.46, i - 0.44
+        ax.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, ec=FOCUS, lw=4, snap=False))
         ink = ink_on(colour(source))
-        ax.text(j, i + 0.3, "LEAK", ha="center", va="center", color=ink, weight="bold", size=7)
+        ax.text(j, i + 0.3, "LEAK", ha="center", va="center", color=ink, weight="bold", size=8)
     ax.set_title(title)
     return ax
 

@@ -51,12 +51,18 @@ def timeline(
             ax.text(middle, top * 0.99, phase, ha="center", va="top", color=INK, weight="bold")
         start += length
     moment = use.moment
-    ax.plot(moment, use.peak / size, "v", color=INK, ms=7)
+    ax.plot(moment, use.peak / size, "v", color=INK, ms=7, clip_on=False)
     left = moment > len(use.phases) * 0.6
-    text = (
-        f"peak {use.peak / size:.3g} {unit}  " if left else f"  peak {use.peak / size:.3g} {unit}"
+    ax.annotate(
+        f"peak {use.peak / size:.3g} {unit}",
+        (moment, use.peak / size * 1.02),
+        xytext=(-8 if left else 8, 2),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="bottom",
+        # A line between two phases would cross it.
+        bbox={"facecolor": "white", "pad": 1, "lw": 0},
     )
-    ax.text(moment, use.peak / size * 1.02, text, ha="right" if left else "left", va="bottom")
     ax.set(xlim=(0, len(use.phases) - 1), ylim=(0, top), title=title)
     ax.set(xlabel="operations, one after another", ylabel=unit, xticks=[])
     ax.spines[["top", "right"]].set_visible(False)
