@@ -156,7 +156,7 @@ def _local_file(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"load_clip: path is of type {type(path).__name__}, wanted a str or a Path")
     try:
-        file = Path(path).resolve(strict=True)
+        file = Path(path).resolve()
         size = file.stat().st_size
     except (OSError, RuntimeError, ValueError) as error:  # also links in a circle, odd characters
         remedy = f"check the path, relative paths start at {Path.cwd()}"

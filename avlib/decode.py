@@ -78,7 +78,8 @@ def _frames_from(stream: Any, zero: float, start: float) -> Iterator[Any]:
     a frame. Then everything is decoded from the beginning, which is slow and right. So it is in a
     wav file of a code that is not plain samples: there, seeking guesses the time from the position.
     """
-    guessed = stream.container.format.name == "wav" and not _is_plain(stream)
+    wav = stream.container.format.name == "wav"
+    guessed = wav and not stream.codec_context.name.startswith("pcm")
     if start > MARGIN and not guessed:
         with closing(_frames(stream, start - MARGIN + zero)) as frames:
             try:
@@ -93,10 +94,6 @@ def _frames_from(stream: Any, zero: float, start: float) -> Iterator[Any]:
     yield from _frames(stream, None)
 
 
-def _is_plain(stream: Any) -> bool:
-    return bool(stream.codec_context.name.startswith("pcm"))
-
-
 def _decode(stream: Any, zero: float, start: float) -> Iterator[tuple[float, Any]]:
     """Yield (seconds after `zero`, frame) from `start` or before it, and at last (end, None)."""
     if stream.codec_context is None:
@@ -105,8 +102,7 @@ def _decode(stream: Any, zero: float, start: float) -> Iterator[tuple[float, Any
     time, end = max(0.0, start), None  # `end` of the last frame, by the file's clock
     try:
         for frame in _frames_from(stream, zero, start):
-            # Plain samples that the end of the file cuts short are right as far as they go.
-            if frame.is_corrupt and not _is_plain(stream):
+            if frame.is_corrupt:  # the decoder made up a part of it
                 raise av.error.InvalidDataError(0, "a frame is incomplete")
             # Where a packet holds some blocks of sound, only the first has a time.
             time = _clock(stream, end if sound and frame.time is None else frame.time, zero, time)

@@ -202,9 +202,10 @@ def test_a_picture_of_billions_of_pixels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.gif"
     path.write_bytes(gif(64, 48))
     assert load_clip(path).video.shape == (3, 1, 48, 64)
-    path.write_bytes(gif(65_535, 65_535))
-    with pytest.raises(ValueError, match=r"a.gif' is damaged or cut off after 0.00 s"):
-        load_clip(path)
+    for side in (9000, 65_535):
+        path.write_bytes(gif(side, side))
+        with pytest.raises(ValueError, match=r"a.gif' is damaged or cut off after 0.00 s"):
+            load_clip(path)
     path.write_bytes(gif(1, 60_000))
     assert load_clip(path).video.shape == (3, 1, 60_000, 1)
     with pytest.raises(ValueError, match=r"60000×1, to cover size 64×64 .* 3840000×64; choose"):

@@ -258,6 +258,29 @@ def test_memory_beyond_the_caches_does_not_grow_with_the_pairs(make_zorro):
     assert many < many_kept
 
 
+@pytest.mark.parametrize(
+    ("at_once", "shape"), [(16, (4, 4)), (4, (2, 2)), (7, (2, 3)), (1, (1, 1))]
+)
+def test_pairs_are_fused_in_squares_which_read_the_fewest_clips(make_zorro, at_once, shape):
+    model, inputs = make_zorro().double(), clips(6, samples=400, size=4)
+    audio, video = (encode(model, name, inputs) for name in inputs)
+    shapes = []
+
+    def score(out):
+        shapes.append(tuple(out.shape[:2]))
+        return out
+
+    model.fuse_pairs(audio, video, score=score, pairs_at_once=at_once, progress=False)
+    assert shapes[0] == shape
+
+
+def test_caches_hold_what_they_count_in_one_piece_each(make_zorro):
+    cache = encode(make_zorro().double(), "audio", clips(), PADDED)
+    for tensor in cache._tensors():
+        assert tensor.is_contiguous()
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 def test_progress_is_shown_or_not(make_zorro, capsys):
     model, inputs = make_zorro().double(), clips()
     audio, video = (encode(model, name, inputs) for name in inputs)
