@@ -24,7 +24,7 @@ test: .venv/ready-for-tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist worksteal --durations=10
+	$(BIN)/pytest -q -rs -n 2 --dist worksteal --durations=10
 	$(NBVAL) --durations=10
 
 # For authors: run every notebook from top to bottom and store its outputs.

@@ -9,7 +9,7 @@
 - `memory`, `predict`: how many bytes a step holds, or will hold; `ledger` enters them, and
   `as_on_cuda` does as a GPU would
 - `embedding`, `layer`, `zorro`: the complete Zorro model; `late_fusion` keeps its streams for later
-- `data`: clips from files
+- `data`, `decode`: clips from files
 - `plots`, `widgets`, `course`: pictures, sliders and exercises for the notebooks
 
 Axes, in every shape: b batch, c channels, t frames, y/x space, f frequency, n tokens, i readers,

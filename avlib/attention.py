@@ -34,8 +34,8 @@ def attend(
     no such mask is built, and what a group may not read cannot touch it, NaN included.
 
     A batch may have several axes, and along each a key group may have size 1: its keys are then
-    shared by all the queries there, and never copied. So queries of K×L pairs of clips read keys of
-    batches (K, 1) and (1, L).
+    shared by all the queries there, and not copied for each. So queries of K×L pairs of clips read
+    keys of batches (K, 1) and (1, L).
 
     Args:
         query: one tensor for each reader group.
@@ -80,7 +80,8 @@ def attend(
     out = {}
     for reader, names in visibility.reads.items():
         keys, values = ([part[name] for name in names] for part in (key, value))
-        if any(part.shape[:-3] != query[reader].shape[:-3] for part in keys):
+        # With several batch axes always: how a pair is computed depends on no other pair.
+        if query[reader].ndim > 4 or any(len(part) != len(query[reader]) for part in keys):
             masks = [key_masks.get(name) for name in names]
             out[reader] = _attend_in_parts(query[reader], keys, values, masks, dropout)
             continue
@@ -125,7 +126,8 @@ def _attend_in_parts(
     """One softmax over parts whose batches differ: softmax(q·kᵀ/√d)·v, summed part by part.
 
     `einsum` makes rows of one matrix product of all queries that share a part, so its keys are read
-    once for all of them. The scores are held in float32 at least, as fused kernels hold them.
+    once for all of them. The scores are held in float32 at least, as fused kernels hold them, for
+    which keys of less precision are copied.
     """
     scale = query.shape[-1] ** -0.5
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -141,13 +143,15 @@ def _attend_in_parts(
         highest = reduce(torch.maximum, [part.detach().amax(-1, keepdim=True) for part in scores])
         highest = highest.clamp(min=torch.finfo(dtype).min)  # -inf where all keys are padding
         weights = [part.sub_(highest).exp_() for part in scores]
-        total = reduce(torch.add, [part.sum(-1, keepdim=True) for part in weights])
+        # The highest score weighs 1, so the total is at least that, or 0 over padding alone.
+        total = reduce(torch.add, [part.sum(-1, keepdim=True) for part in weights]).clamp(min=1)
+        if dtype != query.dtype:  # a sum of many values in half precision could overflow
+            weights, total = [part / total for part in weights], torch.ones_like(total)
         read = [
             torch.einsum("...ij,...jd->...id", F.dropout(part, dropout).to(value.dtype), value)
             for part, value in zip(weights, values, strict=True)
         ]
-        # The highest score weighs 1, so the total is at least that, or 0 over padding alone.
-        return (reduce(torch.add, read) / total.clamp(min=1)).to(query.dtype)
+        return (reduce(torch.add, read) / total).to(query.dtype)
 
 
 class Attention(nn.Module):

@@ -28,25 +28,35 @@ from avlib.tokens import TokenType
 class StreamCache:
     """All that others read of a modality's streams, for a batch of clips.
 
-    `cache[3:5]`, or any other index of a tensor's batch axis, is the cache of those clips. It is
-    written by `torch.save` and read with `weights_only=True`.
+    `cache[3:5]`, `cache[7]` and `cache[[2, 0]]` are caches of those clips; a slice shares memory
+    with the whole, `StreamCache.cat([cache[3:5]])` does not. `torch.save` writes a cache, and it is
+    read with `weights_only=True`.
 
     Args:
         name: of the modality.
         layers: its keys and values in each layer.
         readout: the same in the readout.
         real: which tokens are real, (batch, tokens); None where there is no padding.
+        reversible: whether a reversible model made it.
     """
 
     name: str
     layers: tuple[KeysValues, ...]
     readout: KeysValues
     real: Tensor | None
+    reversible: bool = False
 
     @property
     def batch(self) -> tuple[int, ...]:
         """Axes before (heads, tokens, features): the number of clips."""
         return tuple(self.readout[0].shape[:-3])
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What a model must share: (layers, heads, features, reversible, precision, device)."""
+        key = self.readout[0]
+        size = len(self.layers), key.shape[-3], key.shape[-1]
+        return *size, self.reversible, key.dtype, key.device
 
     @property
     def num_bytes(self) -> int:
@@ -56,38 +66,49 @@ class StreamCache:
     def __len__(self) -> int:
         return self.batch[0]
 
-    def __getitem__(self, clips: Any) -> "StreamCache":
-        return self._map(lambda tensor: tensor[clips])
+    def __getitem__(self, clips: int | slice | Sequence[int] | Tensor) -> "StreamCache":
+        if isinstance(clips, tuple | str) or clips is None:
+            raise TypeError(
+                f"StreamCache: got the index {clips!r}, wanted clips; use a number, a slice or a "
+                "list"
+            )
+        kept: Any = [clips] if isinstance(clips, int) else clips
+        return self.map(lambda tensor: tensor[kept])
 
     @staticmethod
     def cat(caches: Sequence["StreamCache"]) -> "StreamCache":
         """One cache of the clips of several, for clips that were encoded a few at a time.
 
         Raises:
-            ValueError: none are given, or they differ in modality, tokens or padding.
+            TypeError, ValueError: no caches are given, or they differ in modality, tokens, padding,
+                precision or device.
         """
+        caches = list(caches)
+        _check_type("StreamCache.cat", caches)
         alike = {
-            (cache.name, len(cache.layers), cache.readout[0].shape[1:], cache.real is None)
+            (cache.name, cache.readout[0].shape[-2], cache.real is None, *cache.kind)
             for cache in caches
         }
         if len(alike) != 1:
             raise ValueError(
-                f"StreamCache.cat: got {sorted(map(str, alike))} as (modality, layers, tokens, "
-                "unpadded), wanted one kind; encode all clips at one length, with lengths"
+                f"StreamCache.cat: got {sorted(map(str, alike))} as (modality, tokens, unpadded, "
+                "layers, heads, features, reversible, precision, device), wanted one kind; encode "
+                "all clips with one model at one length, with lengths"
             )
         tensors = [list(cache._tensors()) for cache in caches]
         joined = iter([torch.cat(parts) for parts in zip(*tensors, strict=True)])
-        return caches[0]._map(lambda _: next(joined))
+        return caches[0].map(lambda _: next(joined))
 
     def _tensors(self) -> list[Tensor]:
         pairs = [tensor for pair in (*self.layers, self.readout) for tensor in pair]
         return pairs if self.real is None else [*pairs, self.real]
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "StreamCache":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "StreamCache":
+        """The cache with each of its tensors changed, as by `lambda tensor: tensor.to("cuda")`."""
         layers = tuple((change(key), change(value)) for key, value in self.layers)
         readout = change(self.readout[0]), change(self.readout[1])
         real = None if self.real is None else change(self.real)
-        return StreamCache(self.name, layers, readout, real)
+        return StreamCache(self.name, layers, readout, real, self.reversible)
 
 
 torch.serialization.add_safe_globals([StreamCache])  # it holds names and tensors alone
@@ -157,8 +178,10 @@ class LateFusion(nn.Module):
             return_token_indices: as in `forward`.
 
         Raises:
-            ValueError: no caches, two of one modality, caches of another model or of unlike
-                batches; indices as in `forward`; the model is in training mode.
+            TypeError, ValueError: no caches, two of one modality, caches of a model of another size
+                or kind, of another precision or device, or of unlike batches; indices as in
+                `forward`; the model is in training mode. (Caches of the same model with other
+                weights cannot be told apart.)
         """
         self._check_caches("fuse", caches)
         if len({cache.batch for cache in caches}) > 1:
@@ -183,7 +206,8 @@ class LateFusion(nn.Module):
 
         All pairs that share a clip read its one copy of keys and values. Beyond the caches and what
         comes back, memory is that of `pairs_at_once` pairs: about
-        num_fusion_tokens · (heads · all tokens + 10 · dim) numbers each.
+        num_fusion_tokens · (heads · all tokens + 10 · dim) numbers each, and in half precision a
+        float32 copy of the keys of one layer for the clips at hand.
 
         Args:
             first, second: an audio and a video cache, in either order, of K and L clips.
@@ -211,7 +235,8 @@ class LateFusion(nn.Module):
         out: Tensor | None = None
         with tqdm(total=len(first) * len(second), unit="pair", disable=not progress) as bar:
             for i, j in product(range(0, len(first), rows), range(0, len(second), columns)):
-                one, other = first[i : i + rows, None], second[None, j : j + columns]
+                one = first[i : i + rows].map(lambda tensor: tensor[:, None])
+                other = second[j : j + columns].map(lambda tensor: tensor[None])
                 scores = score(self._fuse((one, other), return_token_indices))
                 shape = one.batch[0], other.batch[1]
                 if not isinstance(scores, Tensor) or tuple(scores.shape[:2]) != shape:
@@ -222,6 +247,12 @@ class LateFusion(nn.Module):
                     )
                 if out is None:
                     out = scores.new_empty(len(first), len(second), *scores.shape[2:])
+                if (scores.dtype, scores.shape[2:]) != (out.dtype, out.shape[2:]):
+                    raise ValueError(
+                        f"Zorro.fuse_pairs: score made {scores.dtype} {tuple(scores.shape[2:])} "
+                        f"of a pair, and of those before {out.dtype} {tuple(out.shape[2:])}; "
+                        "return the same for all"
+                    )
                 out[i : i + rows, j : j + columns] = scores
                 bar.update(shape[0] * shape[1])
         assert out is not None
@@ -257,10 +288,11 @@ class LateFusion(nn.Module):
             else:
                 state = layer(state, rules, key_masks, kept)
         stream = (mean_of_halves(state) if self.reversible else state)[name]
-        return StreamCache(name, tuple(layers), _keys_values(self.pool, self.norm(stream)), real)
+        readout = _keys_values(self.pool, self.norm(stream))
+        return StreamCache(name, tuple(layers), readout, real, self.reversible)
 
     def _check_eval(self, where: str) -> None:
-        if self.training:
+        if any(module.training for module in self.modules()):
             raise ValueError(
                 f"Zorro.{where}: the model is in training mode, in which dropout would differ "
                 "between what is kept and what is fused; call model.eval() first"
@@ -268,19 +300,18 @@ class LateFusion(nn.Module):
 
     def _check_caches(self, where: str, caches: Sequence[StreamCache]) -> None:
         self._check_eval(where)
-        _check_caches(f"Zorro.{where}", caches, self.pool, len(self.layers))
+        _check_caches(f"Zorro.{where}", caches, self.pool, len(self.layers), self.reversible)
 
 
 def _check_caches(
-    where: str, caches: Sequence[StreamCache], attention: Attention, depth: int
+    where: str,
+    caches: Sequence[StreamCache],
+    attention: Attention,
+    depth: int,
+    reversible: bool,
 ) -> None:
     """Refuse no caches, two of one modality, and those of a model with other attention."""
-    for cache in caches:
-        if not isinstance(cache, StreamCache):
-            raise TypeError(
-                f"{where}: got a {type(cache).__name__}, wanted caches; make them with "
-                "encode(audio=…) and encode(video=…)"
-            )
+    _check_type(where, caches)
     names = [cache.name for cache in caches]
     if len(set(names)) != len(names) or not names:
         raise ValueError(
@@ -293,20 +324,27 @@ def _check_caches(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     size = depth, attention.heads, len(weight) // 2 // attention.heads
-    wanted = *size, dtype, weight.device
+    wanted = *size, reversible, dtype, weight.device
     for cache in caches:
         if len(cache.batch) != 1 or len(cache) == 0:
             raise ValueError(
                 f"{where}: the {cache.name} cache has the batch {cache.batch}, wanted one axis "
-                "with at least one clip; cut with a slice, as in cache[i : i + 1]"
+                "with at least one clip; encode some, or cut less away"
             )
-        key = cache.readout[0]
-        found = len(cache.layers), key.shape[1], key.shape[3], key.dtype, key.device
-        if found != wanted:
+        if cache.kind != wanted:
             raise ValueError(
-                f"{where}: the {cache.name} cache has {found} as (layers, heads, features, "
-                f"dtype, device), this model has {wanted}; encode the clips with this model, and "
-                "both under the same autocast"
+                f"{where}: the {cache.name} cache has {cache.kind} as (layers, heads, features, "
+                f"reversible, precision, device), this model has {wanted}; encode the clips with "
+                "this model, and both under the same autocast"
+            )
+
+
+def _check_type(where: str, caches: Sequence[Any]) -> None:
+    for cache in caches:
+        if not isinstance(cache, StreamCache):
+            raise TypeError(
+                f"{where}: got a {type(cache).__name__}, wanted caches; make them with "
+                "encode(audio=…) and encode(video=…)"
             )
 
 
