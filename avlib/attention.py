@@ -132,10 +132,8 @@ def _attend_in_parts(
     scale = query.shape[-1] ** -0.5
     dtype = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
-        scores = [
-            torch.einsum("...id,...jd->...ij", query.to(dtype) * scale, key.to(dtype))
-            for key in keys
-        ]
+        scaled = query.to(dtype) * scale
+        scores = [torch.einsum("...id,...jd->...ij", scaled, key.to(dtype)) for key in keys]
         scores = [
             part if mask is None else part.masked_fill(~mask[..., None, None, :], -torch.inf)
             for part, mask in zip(scores, masks, strict=True)

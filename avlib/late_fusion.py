@@ -278,8 +278,7 @@ class LateFusion(nn.Module):
         state = halved({name: tokens}) if self.reversible else {name: tokens}
         layers = []
         for index, (layer, trunk) in enumerate(zip(self.layers, self.trunk, strict=True)):
-            rules = trunk.only(names)
-            rules = Visibility({name: rules.reads[name]}, rules.keys)
+            rules = trunk.only(names, readers=[name])
             read_from = state[f"{name} 2" if self.reversible else name]
             layers.append(_keys_values(layer.attention, layer.attention.norm(read_from)))
             kept = {cache.name: cache.layers[index] for cache in caches} | {name: layers[-1]}
@@ -299,44 +298,34 @@ class LateFusion(nn.Module):
             )
 
     def _check_caches(self, where: str, caches: Sequence[StreamCache]) -> None:
+        """Refuse no caches, two of one modality, and those of a model of another kind."""
         self._check_eval(where)
-        _check_caches(f"Zorro.{where}", caches, self.pool, len(self.layers), self.reversible)
-
-
-def _check_caches(
-    where: str,
-    caches: Sequence[StreamCache],
-    attention: Attention,
-    depth: int,
-    reversible: bool,
-) -> None:
-    """Refuse no caches, two of one modality, and those of a model with other attention."""
-    _check_type(where, caches)
-    names = [cache.name for cache in caches]
-    if len(set(names)) != len(names) or not names:
-        raise ValueError(
-            f"{where}: got caches of {names}, wanted different modalities; use encode(audio=…) and "
-            "encode(video=…)"
-        )
-    weight = attention.to_kv.weight
-    device = weight.device.type
-    dtype = weight.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    size = depth, attention.heads, len(weight) // 2 // attention.heads
-    wanted = *size, reversible, dtype, weight.device
-    for cache in caches:
-        if len(cache.batch) != 1 or len(cache) == 0:
+        where = f"Zorro.{where}"
+        _check_type(where, caches)
+        names = [cache.name for cache in caches]
+        if len(set(names)) != len(names) or not names:
             raise ValueError(
-                f"{where}: the {cache.name} cache has the batch {cache.batch}, wanted one axis "
-                "with at least one clip; encode some, or cut less away"
+                f"{where}: got caches of {names}, wanted different modalities; use "
+                "encode(audio=…) and encode(video=…)"
             )
-        if cache.kind != wanted:
-            raise ValueError(
-                f"{where}: the {cache.name} cache has {cache.kind} as (layers, heads, features, "
-                f"reversible, precision, device), this model has {wanted}; encode the clips with "
-                "this model, and both under the same autocast"
-            )
+        weight, heads = self.pool.to_kv.weight, self.pool.heads
+        dtype, device = weight.dtype, weight.device
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        features = len(weight) // 2 // heads
+        wanted = len(self.layers), heads, features, self.reversible, dtype, device
+        for cache in caches:
+            if len(cache.batch) != 1 or len(cache) == 0:
+                raise ValueError(
+                    f"{where}: the {cache.name} cache has the batch {cache.batch}, wanted one axis "
+                    "with at least one clip; encode some, or cut less away"
+                )
+            if cache.kind != wanted:
+                raise ValueError(
+                    f"{where}: the {cache.name} cache has {cache.kind} as (layers, heads, "
+                    f"features, reversible, precision, device), this model has {wanted}; encode "
+                    "the clips with this model, and both under the same autocast"
+                )
 
 
 def _check_type(where: str, caches: Sequence[Any]) -> None:

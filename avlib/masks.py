@@ -110,23 +110,29 @@ class Visibility:
             [[key in wanted for key in self.keys] for wanted in self.reads.values()]
         )
 
-    def only(self, groups: Sequence[str]) -> "Visibility":
+    def only(self, groups: Sequence[str], readers: Sequence[str] | None = None) -> "Visibility":
         """The same rules with every group outside `groups` left out, as reader and as key.
+
+        Args:
+            groups: the names that stay.
+            readers: where given, these alone stay as readers, in this order.
 
         Raises:
             ValueError: a name is unknown, or a reader that stays would read nothing.
         """
-        unknown = sorted(set(groups) - set(self.keys) - set(self.readers))
-        if isinstance(groups, str) or unknown:
-            raise ValueError(
-                f"Visibility.only: got {groups!r}, wanted a list of names from "
-                f"{sorted({*self.readers, *self.keys})}"
-            )
+        for names, known in (
+            (groups, {*self.readers, *self.keys}),
+            (readers or [], {*self.readers}),
+        ):
+            if isinstance(names, str) or set(names) - known:
+                raise ValueError(
+                    f"Visibility.only: got {names!r}, wanted a list of names from {sorted(known)}"
+                )
         keys = tuple(key for key in self.keys if key in groups)
+        if readers is None:
+            readers = [reader for reader in self.readers if reader in groups]
         reads = {
-            reader: tuple(key for key in wanted if key in keys)
-            for reader, wanted in self.reads.items()
-            if reader in groups
+            reader: tuple(key for key in self.reads[reader] if key in keys) for reader in readers
         }
         return Visibility(reads, keys)
 

@@ -248,12 +248,10 @@ class Zorro(LateFusion):
 
     def _readable(self, asked: tuple[int, ...], streams: Collection[str]) -> Visibility:
         """What the queries asked for may read of the streams that are there."""
-        there = tuple(key for key in self.readout.keys if key in streams)
-        reads = {}
+        there = [key for key in self.readout.keys if key in streams]
         for index in asked:
             kind = self.kinds[index]
-            reads[kind] = [key for key in self.readout.reads[kind] if key in there]
-            if not reads[kind]:
+            if not set(self.readout.reads[kind]) & set(there):
                 seeing = tuple(
                     i
                     for i in range(len(self.return_token_types))
@@ -265,7 +263,7 @@ class Zorro(LateFusion):
                     f"{' and '.join(there)}; give {' or '.join(self.readout.reads[kind])}"
                     f"{others}"
                 )
-        return Visibility(reads, there)
+        return self.readout.only(there, readers=[self.kinds[index] for index in asked])
 
     def _pool(
         self,

@@ -5,7 +5,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,19 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table, first column to the left, numbers to the right."""
     rule = [":--", *["--:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
+
+
+def publish(texts: Iterable[str], name: str | None) -> None:
+    """Write each text over the one before: a run cut short leaves what it has. Print the last.
+
+    With a name they go to `NAME.md` beside this file, on a GPU to `NAME-cuda.md`.
+    """
+    text = ""
+    for text in texts:
+        if name is not None:
+            suffix = "-cuda" if DEVICE.type == "cuda" else ""
+            Path(__file__).with_name(f"{name}{suffix}.md").write_text(text, encoding="utf-8")
+    print(text)
 
 
 def cell(value: float | None, form: str, unit: str = "") -> str:

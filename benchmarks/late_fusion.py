@@ -7,19 +7,16 @@ timed, in turns with the pieces of late fusion, and scaled to all pairs.
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import DEVICE, cell, markdown, progress, seconds, taken_on
+from common import DEVICE, cell, markdown, progress, publish, seconds, taken_on
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from zorro import (
     AGREED,
     BASE,
@@ -31,6 +28,7 @@ from zorro import (
     QUICK_DEPTH,
     Setting,
     eager,
+    flops,
     published,
     worst,
 )
@@ -108,13 +106,6 @@ class Found:
         return self.joining(package) / (self.encoding + self.fusing)
 
 
-def count(run: Callable[[], Any]) -> int:
-    """Floating-point operations of the matrix products."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
-    return counter.get_total_flops()
-
-
 def score(out: Tensor) -> Tensor:
     """A pair's score: one number for each readout."""
     return out[..., 0]
@@ -143,10 +134,10 @@ def measure(clips: int, setting: Setting, depth: int) -> Found:
         clips,
         setting,
         {
-            "joint": count(lambda: model(**one)),
-            "audio": count(lambda: model.encode(audio=one["audio"])),
-            "video": count(lambda: model.encode(video=one["video"])),
-            "pair": count(lambda: model.fuse(audio, video)),
+            "joint": flops(lambda: model(**one)),
+            "audio": flops(lambda: model.encode(audio=one["audio"])),
+            "video": flops(lambda: model.encode(video=one["video"])),
+            "pair": flops(lambda: model.fuse(audio, video)),
         },
     )
     many = Setting(setting.clip, setting.precision, clips).inputs()
@@ -281,15 +272,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     depth = QUICK_DEPTH if args.quick else DEPTH
     results: list[Found] = []
-    text = ""
-    for clips, setting in QUICK_SETTINGS if args.quick else SETTINGS:
-        results.append(measure(clips, setting, depth))
-        parts = [header(args.threads, depth) + targets(results), *map(section, results)]
-        text = "\n".join(parts)
-        if not args.quick:  # after every table, so that a run cut short leaves what it has
-            name = "late_fusion-cuda.md" if CUDA else "late_fusion.md"
-            Path(__file__).with_name(name).write_text(text, encoding="utf-8")
-    print(text)
+
+    def tables() -> Iterator[str]:
+        for clips, setting in QUICK_SETTINGS if args.quick else SETTINGS:
+            results.append(measure(clips, setting, depth))
+            parts = [header(args.threads, depth) + targets(results), *map(section, results)]
+            yield "\n".join(parts)
+
+    publish(tables(), None if args.quick else "late_fusion")
 
 
 if __name__ == "__main__":

@@ -39,13 +39,13 @@ from torch.utils.checkpoint import checkpoint
 
 from avlib import Zorro
 from avlib.coupling import step as coupling_step
-from avlib.course import planner as course
+from avlib.course import planner
 from avlib.course.reversible import towers
 from avlib.memory import MemoryUse, make_step, measure
 from avlib.predict import ByDepth, predict, predict_by_depth
 
-ORDINARY, CHECKPOINTED, REVERSIBLE = WAYS = tuple(course.WAYS)
-PRECISIONS = course.PRECISIONS  # bfloat16 by autocast
+ORDINARY, CHECKPOINTED, REVERSIBLE = WAYS = tuple(planner.WAYS)
+PRECISIONS = planner.PRECISIONS  # bfloat16 by autocast
 TURNS = {"zorro": 1, "towers": 2}  # how many kinds of layers take turns
 # Fused: its step makes no tensors. By default torch's step on CUDA makes several as large as all
 # parameters, and a deep reversible model would hold the most there. Small steps keep numbers small.
@@ -435,7 +435,7 @@ def circumstances(size: Size, threads: int) -> dict[str, Any]:
 
 def write(result: Mapping[str, Any]) -> None:
     """The numbers and their tables, so far."""
-    course.MEASUREMENTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    planner.MEASUREMENTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     TABLES.write_text(tables(result), encoding="utf-8")
 
 
@@ -619,8 +619,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    there = course.MEASUREMENTS
-    if not CUDA and there.exists() and course.measurements()["kind"] == "cuda":
+    there = planner.MEASUREMENTS
+    if not CUDA and there.exists() and planner.measurements()["kind"] == "cuda":
         parser.error(f"{there} was measured on a GPU; delete it to measure on the CPU")
     run(FULL if args.full or (CUDA and not args.small) else SMALL, args.threads)
     print(TABLES.read_text(encoding="utf-8"))

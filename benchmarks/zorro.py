@@ -9,15 +9,14 @@ fails is left out, and the table gives the reason.
 import argparse
 import gc
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import zorro_pytorch
-from common import DEVICE, cell, listed, markdown, progress, reason, seconds, taken_on
+from common import DEVICE, cell, listed, markdown, progress, publish, reason, seconds, taken_on
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -206,13 +205,18 @@ def check_dense() -> None:
 # Measuring
 
 
-def forward_flops(setting: Setting, model: nn.Module) -> int:
-    """Matrix products of avlib's forward pass, embedding and readout included."""
-    one = Setting(setting.clip, "float32")
+def flops(run: Callable[[], Any]) -> int:
+    """Operations of the matrix products."""
     # No fused attention is counted on CPU, the products that it stands for are.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**one.inputs())
-    return setting.batch * counter.get_total_flops()
+        run()
+    return counter.get_total_flops()
+
+
+def forward_flops(setting: Setting, model: nn.Module) -> int:
+    """Matrix products of avlib's forward pass, embedding and readout included."""
+    inputs = Setting(setting.clip, "float32").inputs()
+    return setting.batch * flops(lambda: model(**inputs))
 
 
 def model_products(setting: Setting, layer: nn.Module) -> tuple[Callable[[], Any], float]:
@@ -556,18 +560,17 @@ def main() -> None:
 
     check_dense()
     results: list[Measured] = []
-    text = ""
-    for setting in QUICK_SETTINGS if args.quick else SETTINGS:
-        results.append(measure(setting, builders, depth, rounds))
-        gc.collect()
-        if CUDA:
-            torch.cuda.empty_cache()
-        parts = [header(args.threads, depth, rounds) + targets(results), *map(section, results)]
-        text = "\n".join(parts)
-        if not args.quick:  # after every table, so that a run cut short leaves what it has
-            name = "zorro-cuda.md" if CUDA else "zorro.md"
-            Path(__file__).with_name(name).write_text(text, encoding="utf-8")
-    print(text)
+
+    def tables() -> Iterator[str]:
+        for setting in QUICK_SETTINGS if args.quick else SETTINGS:
+            results.append(measure(setting, builders, depth, rounds))
+            gc.collect()
+            if CUDA:
+                torch.cuda.empty_cache()
+            parts = [header(args.threads, depth, rounds) + targets(results), *map(section, results)]
+            yield "\n".join(parts)
+
+    publish(tables(), None if args.quick else "zorro")
 
 
 if __name__ == "__main__":

@@ -81,47 +81,56 @@ class Lab:
 
 
 @contextmanager
-def lab_and_browser(project: Path, executable: str) -> Iterator[Lab]:
-    """`make lab` for the notebooks in `project`, with all settings and all it writes in there."""
-    guard = project / "guard"
-    guard.mkdir()
-    log = guard / "log"
-    log.touch()
-    (guard / "sitecustomize.py").write_text(f"LOG = {str(log)!r}\n{GUARD}")
+def served(project: Path, *options: str, **environment: str) -> Iterator[str]:
+    """`make lab` for the notebooks in `project`, where all settings and all it writes are kept.
+
+    Yields the address that it prints, token included.
+    """
     folders = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
-    environment = {name: str(project / name.lower()) for name in (*folders, "JUPYTER_RUNTIME_DIR")}
-    environment = {**os.environ, **environment, "PYTHONPATH": str(guard)}
-    options = ["--no-browser", "--port", "0", "--LabApp.expose_app_in_browser=True"]
+    private = {name: str(project / name.lower()) for name in (*folders, "JUPYTER_RUNTIME_DIR")}
     start = (
         "import sys; from pathlib import Path; from avlib.course import __main__ as course; "
-        f"course.ROOT = Path({str(project)!r}); sys.exit(course.lab({options}))"
+        f"course.ROOT = Path({str(project)!r}); "
+        f"sys.exit(course.lab(['--no-browser', '--port', '0', *{options}]))"
     )
     with (project / "server.log").open("w") as output:
         server = subprocess.Popen(
             [sys.executable, "-c", start],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **private, **environment},
             start_new_session=True,
         )
     try:
-        address, token = _printed_address(server, project / "server.log")
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
-            yield Lab(address, token, log, browser)
-            browser.close()
+        yield _printed_address(server, project / "server.log")
     finally:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
 
 
-def _printed_address(server: subprocess.Popen, log: Path, patience: float = 120) -> tuple[str, str]:
+@contextmanager
+def lab_and_browser(project: Path, executable: str) -> Iterator[Lab]:
+    """The notebooks of `project` served, under the guard, and a browser."""
+    guard = project / "guard"
+    guard.mkdir()
+    log = guard / "log"
+    log.touch()
+    (guard / "sitecustomize.py").write_text(f"LOG = {str(log)!r}\n{GUARD}")
+    expose = "--LabApp.expose_app_in_browser=True"
+    with served(project, expose, PYTHONPATH=str(guard)) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        server, token = re.fullmatch(r"(http://127\.0\.0\.1:\d+)/.*token=(\w+)", address).groups()
+        yield Lab(server, token, log, browser)
+        browser.close()
+
+
+def _printed_address(server: subprocess.Popen, log: Path, patience: float = 120) -> str:
     end = time.monotonic() + patience
     while time.monotonic() < end and server.poll() is None:
-        found = re.search(r"(http://127\.0\.0\.1:\d+)/lab\S*[?&]token=(\w+)", log.read_text())
+        found = re.search(r"http://127\.0\.0\.1:\d+/lab\S*[?&]token=\w+", log.read_text())
         if found:
-            return found[1], found[2]
+            return found[0]
         time.sleep(0.1)
     raise AssertionError(f"JupyterLab printed no address:\n{log.read_text()}")
 

@@ -4,6 +4,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from functools import partial
 
+import batches
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -36,10 +37,9 @@ def zorro(request, device, make_zorro):
     )
 
 
-def clips(device, samples=1300, frames=4, size=8):
+def clips(device, **sizes):
     """Drawn on the CPU, so that every device gets the same."""
-    inputs = {"audio": torch.randn(2, samples), "video": torch.rand(2, 3, frames, size, size)}
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return {name: tensor.to(device) for name, tensor in batches.clips(**sizes).items()}
 
 
 def tower_inputs(device, *args, **changes):
@@ -71,7 +71,7 @@ def test_pure_readouts_ignore_every_bit_of_the_other_modality(zorro, device, mod
             1e30 * given,
             torch.full_like(given, torch.nan),
             torch.full_like(given, torch.inf),
-            clips(device, samples=2500, frames=6, size=12)[other],
+            clips(device, samples=2500, frames=6, height=12, width=12)[other],
         ):
             after = model(**{**inputs, other: changed})
             assert torch.equal(after[:, index], before[:, index])

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 import zorro_pytorch
+from batches import clips
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import Mended, TokenTypes
@@ -25,13 +26,6 @@ PRECISION = pytest.mark.parametrize("precision", ["float32", "bfloat16", "autoca
 def make_zorro(request, make_zorro):
     """Every promise below is kept by both models."""
     return partial(make_zorro, reversible=request.param)
-
-
-def clips(samples=1300, frames=4, height=8, width=8, batch=2):
-    return {
-        "audio": torch.randn(batch, samples),
-        "video": torch.rand(batch, 3, frames, height, width),
-    }
 
 
 def in_precision(precision, model, inputs):

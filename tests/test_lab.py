@@ -1,10 +1,6 @@
 """`make lab` and `make doctor` as a person meets them."""
 
 import json
-import os
-import re
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +9,7 @@ import urllib.request
 
 import nbformat
 import pytest
+from lab_browser import served
 
 from avlib.course import __main__ as course
 
@@ -57,40 +54,14 @@ def test_lab_without_a_clone_says_what_to_do(tmp_path, monkeypatch, capsys):
 
 
 def test_lab_serves_the_notebooks_behind_a_token(project):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start = (
-        "import sys; from pathlib import Path; from avlib.course import __main__ as c; "
-        f"c.ROOT = Path({str(project)!r}); "
-        f"sys.exit(c.lab(['--no-browser', '--port', '{port}', '--ServerApp.port_retries=0']))"
-    )
-    private = {name: str(project / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
-    server = subprocess.Popen(
-        [sys.executable, "-c", start],
-        stderr=subprocess.STDOUT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **private, "JUPYTER_RUNTIME_DIR": str(project / "runtime")},
-        start_new_session=True,
-    )
-    try:
-        address = None
-        while not (address and "token" in address):
-            line = server.stdout.readline()
-            assert line, "JupyterLab stopped before it printed its address"
-            address = next(iter(re.findall(r"http://127\.0\.0\.1:\S+", line)), address)
-        token = address.split("token=")[1]
+    with served(project) as address:
+        server, token = address.split("/lab")[0], address.split("token=")[1]
         assert "00_start_here.ipynb" in address
-        contents = f"http://127.0.0.1:{port}/api/contents"
+        contents = f"{server}/api/contents"
         with pytest.raises(urllib.error.HTTPError, match="403"):
             fetch(contents)
         listed = json.loads(fetch(f"{contents}?token={token}"))["content"]
         assert "00_start_here.ipynb" in {entry["name"] for entry in listed}
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
-        server.stdout.close()
 
 
 def fetch(address, patience=30):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import batches
 import pytest
 import torch
 from torch.testing import assert_close
@@ -20,11 +21,8 @@ def model(request, make_zorro):
     return make_zorro(3, reversible=request.param).double()
 
 
-def clips(batch=3, samples=1300, frames=4, size=8):
-    return {
-        "audio": torch.randn(batch, samples, dtype=torch.float64),
-        "video": torch.rand(batch, 3, frames, size, size, dtype=torch.float64),
-    }
+def clips(batch=3, **sizes):
+    return {name: tensor.double() for name, tensor in batches.clips(batch=batch, **sizes).items()}
 
 
 def of(modality, inputs, lengths):
@@ -84,7 +82,7 @@ def test_all_pairs_are_their_joint_passes(model, lengths, pairs_at_once):
 
 @pytest.mark.parametrize(("sounds", "films"), [(1, 1), (1, 3), (3, 1), (1, 20), (20, 1)])
 def test_pairs_of_one_clip_with_many(make_zorro, sounds, films):
-    model, inputs = make_zorro().double(), clips(max(sounds, films), samples=400, size=4)
+    model, inputs = make_zorro().double(), clips(max(sounds, films), samples=400, height=4, width=4)
     audio, video = encode(model, "audio", inputs)[:sounds], encode(model, "video", inputs)[:films]
     found = model.fuse_pairs(audio, video, pairs_at_once=8, progress=False)
     assert found.shape[:2] == (sounds, films)
@@ -287,7 +285,7 @@ def test_a_pair_costs_its_fusion_tokens_alone(make_zorro):
 
 def test_memory_beyond_the_caches_does_not_grow_with_the_pairs(make_zorro):
     def peak(clip_count):
-        model, inputs = make_zorro(patch=4), clips(clip_count, samples=8000, size=16)
+        model, inputs = make_zorro(patch=4), clips(clip_count, samples=8000, height=16, width=16)
         inputs = {name: tensor.float() for name, tensor in inputs.items()}
         audio, video = (encode(model, name, inputs) for name in inputs)
 
@@ -318,7 +316,7 @@ def test_memory_beyond_the_caches_does_not_grow_with_the_pairs(make_zorro):
 def test_pairs_are_fused_in_squares_and_never_more_than_asked(
     make_zorro, sounds, films, at_once, wanted
 ):
-    model, inputs = make_zorro().double(), clips(6, samples=400, size=4)
+    model, inputs = make_zorro().double(), clips(6, samples=400, height=4, width=4)
     audio, video = encode(model, "audio", inputs)[:sounds], encode(model, "video", inputs)[:films]
     shapes = []
 

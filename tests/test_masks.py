@@ -180,3 +180,17 @@ def test_equal_rules_are_equal_and_can_be_keys_of_a_dictionary():
 
 def test_many_layers_are_no_more_work_than_the_first_few():
     assert zorro_trunk("audio", "video").after(10**9) == zorro_trunk("audio", "video").after(3)
+
+
+def test_readers_may_be_chosen_apart_from_keys():
+    heads = zorro_readout("audio", "video")
+    some = heads.only(["fusion", "audio"], readers=["global", "audio"])
+    assert some.readers == ("global", "audio")
+    assert some.keys == ("audio", "fusion")
+    assert dict(some.reads) == {"global": ("audio", "fusion"), "audio": ("audio",)}
+    with pytest.raises(ValueError, match=r"only: got \['smell'\], wanted a list of names from"):
+        heads.only(["audio"], readers=["smell"])
+    with pytest.raises(ValueError, match=r"only: got 'audio', wanted a list"):
+        heads.only(["audio"], readers="audio")
+    with pytest.raises(ValueError, match="video reads nothing"):
+        heads.only(["audio"], readers=["video"])

@@ -1,16 +1,13 @@
 import pytest
 import torch
 import zorro_pytorch
+from batches import clips
 from torch import nn
 from torch.testing import assert_close
 
 from avlib import LogMelSpectrogram, SpecAugment, TokenType, Visibility, Zorro, zorro_trunk
 
 AUDIO, VIDEO, FUSION, GLOBAL = range(4)
-
-
-def clips(samples=1300, frames=4, batch=2, size=8):
-    return {"audio": torch.randn(batch, samples), "video": torch.rand(batch, 3, frames, size, size)}
 
 
 # What is returned
