@@ -10,6 +10,11 @@
   `as_on_cuda` does as a GPU would
 - `embedding`, `layer`, `zorro`: the complete Zorro model; `late_fusion` keeps its streams for later
 - `data`, `decode`: clips from files
+- `world`, `clip_folder`, `label_table`: clips with labels: from a small world in which every answer
+  is known, or your own
+- `examples`, `objective`, `training`, `evaluation`: batches, losses, a training that can be stopped
+  at any moment, and what was learned; `processes` and `checkpoint` share and keep its state
+- `trained`: a small Zorro with weights
 - `plots`, `widgets`, `course`: pictures, sliders and exercises for the notebooks
 
 Axes, in every shape: b batch, c channels, t frames, y/x space, f frequency, n tokens, i readers,
@@ -17,11 +22,15 @@ j read, h heads, d features.
 """
 
 from avlib.attention import Attention, FeedForward, attend
+from avlib.clip_folder import ClipFolder
 from avlib.coupling import Coupling
 from avlib.data import EXAMPLE_CLIP, Clip, load_clip, save_clip
+from avlib.evaluation import evaluate
+from avlib.examples import Example
 from avlib.late_fusion import StreamCache
 from avlib.leaks import Influence, influence
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
+from avlib.objective import Objective
 from avlib.reversible import DualModalityReversibleSequence, ReversibleSequence
 from avlib.sound import LogMelSpectrogram, SpecAugment
 from avlib.tokens import (
@@ -33,4 +42,7 @@ from avlib.tokens import (
     unpatchify_audio,
     unpatchify_video,
 )
+from avlib.trained import small_zorro, trained_zorro
+from avlib.training import train
+from avlib.world import World
 from avlib.zorro import Zorro

@@ -227,8 +227,10 @@ class FactorisedPositions(nn.Module):
             raise ValueError("FactorisedPositions: limits is empty; name at least one axis")
         check_counts("FactorisedPositions", dim=dim, **limits)
         self.tables = nn.ParameterDict()
+        # Tokens come from a norm, with numbers of size 1: beside them 0.02, as in ViT, is lost. In
+        # `avlib.world` nobody had learned after 500 steps when it flashed.
         for name, limit in limits.items():  # one by one: given a dict it would sort the axes
-            self.tables[name] = nn.Parameter(torch.randn(limit, dim) * 0.02)
+            self.tables[name] = nn.Parameter(torch.randn(limit, dim) * 0.2)
 
     def forward(self, *grid: int) -> Float[Tensor, "n d"]:
         """Positions for a grid of patches, in the order in which `patchify_*` lists them.

@@ -1,0 +1,145 @@
+"""How often each readout names each label right."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from avlib.examples import MODALITIES, UNKNOWN, Batch, Example, collate
+from avlib.objective import Objective
+from avlib.zorro import Zorro
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Right answers of each readout, label by label.
+
+    Attributes:
+        readouts, labels: names of the rows and the columns.
+        right: how many answers were right.
+        counted: clips whose label is known and whose readout had something to read.
+    """
+
+    readouts: tuple[str, ...]
+    labels: tuple[str, ...]
+    right: Int[Tensor, "readouts labels"]
+    counted: Int[Tensor, "readouts labels"]
+
+    @property
+    def accuracy(self) -> Float[Tensor, "readouts labels"]:
+        """The share that was right; NaN where nothing was counted."""
+        return self.right / self.counted
+
+    def __getitem__(self, cell: tuple[str, str]) -> float:
+        """The accuracy of one readout and label: `scores["audio", "pitch"]`."""
+        readout, label = cell
+        if readout not in self.readouts or label not in self.labels:
+            raise ValueError(
+                f"Scores: no cell {cell}; give one of the readouts {list(self.readouts)} and one "
+                f"of the labels {list(self.labels)}"
+            )
+        return float(self.accuracy[self.readouts.index(readout), self.labels.index(label)])
+
+    def only(self, *readouts: str) -> "Scores":
+        """The rows of these readouts, in this order."""
+        rows = [self.readouts.index(name) for name in readouts]
+        return Scores(readouts, self.labels, self.right[rows], self.counted[rows])
+
+    def __str__(self) -> str:
+        width = max(map(len, self.labels), default=0) + 2
+        lines = [" " * width + "".join(name.rjust(8) for name in self.readouts)]
+        for label, column in zip(self.labels, self.accuracy.T.tolist(), strict=True):
+            cells = ("–" if value != value else f"{value:.3f}" for value in column)
+            lines.append(label.ljust(width) + "".join(cell.rjust(8) for cell in cells))
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Zorro,
+    data: Dataset[Example],
+    objective: Objective,
+    *,
+    without: str | None = None,
+    batch_size: int = 250,
+    workers: int = 0,
+    progress: bool = False,
+) -> Scores:
+    """Ask every readout about every label, over all clips.
+
+    Args:
+        model: it answers in eval mode, and is left in the mode that it had.
+        data: a dataset of known length.
+        objective: the one that it was trained with.
+        without: a modality that is left out of all clips.
+        batch_size: clips at a time.
+        workers: processes that load data.
+        progress: show a bar.
+
+    Raises:
+        ValueError: a model with other outputs than the objective, clips without one of its labels
+            or of a class that there is not, or no modality of that name.
+    """
+    from tqdm.auto import tqdm  # not before it is needed: in a notebook it loads ipywidgets
+
+    objective.check_model(model)
+    device = model.fusion_tokens.device
+    right = torch.zeros(len(model.kinds), len(objective.labels), dtype=torch.long, device=device)
+    counted = torch.zeros_like(right)
+    loader: DataLoader[Example] = DataLoader(
+        data,
+        batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        generator=torch.Generator(),  # else it would draw from the caller's
+    )
+    mode = model.training
+    model.eval()
+    try:
+        for batch in tqdm(loader, unit="batch", disable=not progress):
+            objective.check_labels(batch.labels)
+            if without is not None:
+                if not any(batch.has(name).any() for name in MODALITIES if name != without):
+                    continue  # nobody has anything to read
+                batch = batch.without(without)
+            batch = batch.to(device)
+            outputs, readable = answers(model, batch)
+            for column, (label, logits) in enumerate(objective.logits(outputs).items()):
+                wanted = batch.labels[label][:, None]
+                known = readable & (wanted != UNKNOWN)
+                right[:, column] += ((logits.argmax(-1) == wanted) & known).sum(0)
+                counted[:, column] += known.sum(0)
+    finally:
+        model.train(mode)
+    return Scores(model.kinds, tuple(objective.labels), right.cpu(), counted.cpu())
+
+
+def answers(
+    zorro: Zorro, batch: Batch, through: nn.Module | None = None
+) -> tuple[Float[Tensor, "b readouts d"], Bool[Tensor, "b readouts"]]:
+    """What each readout gives for each clip, and where it had something to read.
+
+    A modality that no clip of the batch has is given as one patch of padding. So every readout
+    answers, and every weight is used, whatever a batch lacks.
+
+    Args:
+        zorro: the model.
+        batch: on the model's device.
+        through: what to call in its place, such as the model in `DistributedDataParallel`.
+    """
+    inputs = dict(batch.inputs)
+    video = zorro.video_embedding
+    for name, patch in (("audio", (1,)), ("video", (video.channels, *video.patch_size))):
+        if name not in inputs:
+            inputs[name] = zorro.fusion_tokens.new_zeros(len(batch), *patch)
+            inputs[f"{name}_lengths"] = inputs[name].new_zeros(len(batch), dtype=torch.long)
+    outputs = (zorro if through is None else through)(**inputs)
+    has = {name: batch.has(name) for name in MODALITIES}
+    nothing = torch.zeros_like(has["audio"])
+    moved_by = [zorro.promise.reads[kind] for kind in zorro.kinds]
+    read = [
+        torch.stack([nothing, *(has[n] for n in names if n in has)]).any(0) for names in moved_by
+    ]
+    return outputs, torch.stack(read, 1)

@@ -1,0 +1,64 @@
+"""The small Zorro of the notebooks: made for the world of `avlib.world`, and trained in it."""
+
+from pathlib import Path
+from typing import Any
+
+from avlib.checkpoint import load_tensors
+from avlib.objective import Objective
+from avlib.sound import LogMelSpectrogram
+from avlib.world import FRAMES, SAMPLE_RATE, SIZE
+from avlib.zorro import Zorro
+
+WEIGHTS = Path(__file__).parent / "course" / "weights"
+NAMES = ("labels", "modality_dropout")  # of what `benchmarks/training.py` trained
+
+
+def small_front_end() -> LogMelSpectrogram:
+    """Spectrograms of 32 mel bins and 32 columns a second."""
+    return LogMelSpectrogram(
+        sample_rate=SAMPLE_RATE, n_fft=512, hop_length=250, num_mels=32, patch_frames=8
+    )
+
+
+def small_zorro(objective: Objective, **changes: Any) -> Zorro:
+    """A Zorro of 3 layers of width 64 for clips of the world: 16 audio and 64 video tokens.
+
+    Args:
+        objective: what its readouts are trained for.
+        changes: other keywords of `Zorro`, or other values.
+    """
+    settings: dict[str, Any] = {
+        "dim": 64,
+        "depth": 3,
+        "heads": 8,
+        "dim_head": 8,
+        "num_fusion_tokens": 16,
+        "audio_patch_size": 8,
+        "video_patch_size": 4,
+        "return_token_types": ("audio", "video", "fusion", "global"),
+        "num_classes": objective.num_outputs,
+        "front_end": small_front_end(),
+        "max_audio_bins": 32,
+        "max_audio_frames": 32,
+        "max_video_frames": FRAMES,
+        "max_video_size": SIZE,
+    }
+    return Zorro(**{**settings, **changes})
+
+
+def trained_zorro(name: str = "labels") -> tuple[Zorro, Objective]:
+    """A small Zorro with the weights that ship, and what it was trained for.
+
+    Args:
+        name: "labels", or "modality_dropout" for one that missed a modality in some of its clips.
+
+    Raises:
+        ValueError: there are no such weights.
+    """
+    if name not in NAMES:
+        raise ValueError(f"trained_zorro: no weights {name!r}; choose one of {', '.join(NAMES)}")
+    tensors, facts = load_tensors(WEIGHTS / f"{name}.safetensors")
+    objective = Objective(**facts["objective"])
+    model = small_zorro(objective)
+    model.load_state_dict(tensors)
+    return model.eval(), objective
