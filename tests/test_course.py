@@ -7,14 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from avlib.course import memory, patchify, reversible, start_here, zorro_mask
+from avlib.course import (
+    fusion,
+    memory,
+    patchify,
+    reversible,
+    start_here,
+    training,
+    zorro_mask,
+)
 from avlib.course.exercise import Exercise, Mistake, difference
+from avlib.evaluation import Scores
 from avlib.reversible import BLOCK_TYPES
+from avlib.trained import trained_zorro
+from avlib.world import World
 
 SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
 EXERCISES = [
     value
-    for chapter in (start_here, patchify, zorro_mask, reversible, memory)
+    for chapter in (start_here, patchify, zorro_mask, reversible, memory, training, fusion)
     for value in vars(chapter).values()
     if isinstance(value, Exercise)
 ]
@@ -182,6 +193,95 @@ def _other_halves(change):
 )
 def test_other_right_solutions_pass_too(name, right):
     assert getattr(reversible, name).judge(right) == f"✓ {name}: right."
+
+
+@pytest.mark.parametrize(
+    ("exercise", "right"),
+    [
+        (training.best_guess, lambda joint: joint.max(dim=1).values.sum()),
+        (training.best_guess, lambda joint: sum(max(row) for row in joint.tolist())),
+        (training.least_loss, lambda joint: torch.special.entr(joint).sum() - _entropies(joint)),
+        (training.whose_table, lambda: dict(zip("DCBA", (2, 4, 1, 3), strict=True))),
+        (training.my_label, lambda f: (f["tone"] + f["shape"]) % 2),
+        (training.my_label, lambda f: f["pitch"] // 2 != f["shape"] % 2),
+        (training.my_label, lambda f: 4 * ((f["pitch"] - f["shape"]) % 4) + 0.0),
+        (training.my_label, lambda f: ((f["pitch"] + f["shape"]) % 4).tolist()),
+        (fusion.keep_modalities, lambda draws, p: [draws > p / 2, draws < 1 - p / 2]),
+        (fusion.contrast, lambda a, b, t: _contrast_in_doubles(a.double(), b.double(), t)),
+        (
+            fusion.loss_floor,
+            lambda i: torch.tensor([[a == b for a in i] for b in i]).sum(1).log().mean(),
+        ),
+        (fusion.which_cheats, lambda: dict(zip("DCBA", (1, 4, 3, 2), strict=True))),
+        (fusion.break_even, lambda encode, fuse: torch.tensor(2 * encode / fuse).floor() + 1),
+    ],
+)
+def test_other_right_solutions_of_chapters_06_and_07_pass_too(exercise, right):
+    assert exercise.judge(right) == f"✓ {exercise.name}: right."
+
+
+def _entropies(joint):
+    return torch.special.entr(joint.sum(1)).sum()
+
+
+def _contrast_in_doubles(first, second, temperature):
+    scores = (first @ second.T / temperature).exp()
+    own = scores.diagonal()
+    return -((own / scores.sum(0)).log() + (own / scores.sum(1)).log()).mean() / 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda f: f["tone"][:5], "returned shape (5,), wanted one class for each clip"),
+        (lambda f: f["tone"] - 1, "whole numbers, 0 or more"),
+        (lambda f: f["tone"] / 2, "whole numbers, 0 or more"),
+        # The best guess is the same for a listener and for someone who knows nothing.
+        (lambda f: f["tone"] & f["motion"], "class 0 comes in 75% of all clips, and in 100%"),
+    ],
+)
+def test_a_label_that_is_none_gets_true_words(answer, words):
+    assert words in training.my_label.judge(answer)
+
+
+def test_a_right_label_is_shown_on_the_trained_model(capsys):
+    training.show_label(lambda f: (f["tone"] + f["shape"]) % 2, trained_zorro()[0])
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split()[0]: float(line.split()[-1]) for line in lines}
+    assert found["who"] == 0.5
+    assert found["audio"] < 0.56
+    assert found["video"] < 0.56
+    assert found["fusion"] > 0.9
+
+
+def test_a_label_that_is_not_right_is_not_shown(capsys):
+    training.show_label(lambda f: f["tone"], None)
+    assert capsys.readouterr().out.startswith("✗ my_label")
+
+
+def test_the_floor_is_the_loss_of_the_best_critic():
+    world = World(64, seed=3)
+    rows = torch.arange(64)
+    plain = fusion.loss_floor.reference(tuple(world.factors["instrument"].tolist()))
+    assert fusion.floor_of(world, rows, instruments_only=True) == pytest.approx(plain)
+    assert plain - 0.4 < fusion.floor_of(world, rows) < plain
+    # Any other scores give a higher loss, on average over many batches.
+    worlds = World(64 * 200, seed=4)
+    floors, others = [], []
+    for rows in torch.arange(len(worlds)).split(64):
+        floors.append(fusion.floor_of(worlds, rows))
+        others.append(fusion.floor_of(worlds, rows, instruments_only=True))
+    assert sum(floors) < sum(others)
+
+
+def test_a_bet_is_scored_by_squares():
+    right = torch.tensor([[100, 30], [100, 100]])
+    scores = Scores(("audio", "fusion"), ("pitch", "shape"), right, torch.full((2, 2), 100))
+    bets = {"pitch": (100, 50), "shape": (0, 80)}
+    found = training.bet_score(bets, scores, ("audio", "fusion"))
+    assert found == pytest.approx((0 + 0.25 + 0 + 0.04) / 4)
+    with pytest.raises(ValueError, match="bet on pitch: got 120; give a number from 0 to 100"):
+        training.bet_score({"pitch": (120, 0)}, scores, ("audio", "fusion"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Pictures of memory, and sliders: what must not be lost on the way to the eye."""
 
+import itertools
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
@@ -58,6 +60,27 @@ def test_a_curve_without_bytes_is_an_error():
 def test_the_budget_shows_the_cards_that_matter():
     ax = plots.budget({"ordinary": use(20 * plots.GB), "reversible": use(2 * plots.GB)})
     assert words(ax) == ["20.00 GB", "2.00 GB", "8 GB", "16 GB", "24 GB"]
+
+
+def test_an_accuracy_that_cannot_be_is_framed():
+    accuracy, best = torch.tensor([[1.0, 0.9], [torch.nan, 0.51]]), torch.tensor([[1.0, 0.5]] * 2)
+    chance = torch.tensor([0.25, 0.5])
+    ax = plots.accuracies(accuracy, ("audio", "video"), ("pitch", "xor"), best, chance)
+    assert words(ax) == ["1.00", "–", "0.90", "0.51", "LEAK"]
+    full, nothing, _, grey = (ax.patches[i].get_facecolor()[:3] for i in range(4))
+    assert full == pytest.approx(mpl.colors.to_rgb(plots.colour("audio")), abs=0.01)
+    assert nothing == pytest.approx(mpl.colors.to_rgb(plots.HIDDEN), abs=0.01)
+    assert grey == pytest.approx(mpl.colors.to_rgb(plots.HIDDEN), abs=0.01)
+
+
+def test_each_line_is_named_at_its_end_and_no_two_names_overlap():
+    lines = {name: torch.linspace(4, 1, 50) for name in ("audio", "video", "other")}
+    ax = plots.curves(lines, floors={"floor": 0.5}, every=10)
+    assert sorted(words(ax)) == ["audio", "floor 0.50", "other", "video"]
+    heights = sorted(text.get_position()[1] for text in ax.texts)
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 0.3
+    assert list(ax.lines[0].get_xdata()[[0, -1]]) == [10, 500]
+    assert ax.lines[0].get_color() == plots.colour("audio")
 
 
 def test_each_slider_draws_anew_and_says_so():

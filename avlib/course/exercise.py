@@ -7,6 +7,7 @@ people really go wrong. The one that gives the learner's answers tells what to s
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from math import isclose
 from typing import Any
 
 import torch
@@ -140,6 +141,12 @@ def difference(answer: Any, wanted: Any, names: Sequence[str] = ()) -> str | Non
     if isinstance(wanted, Exception):
         same_error = type(answer) is type(wanted) and str(answer) == str(wanted)
         return None if same_error else f"gives {answer!r}, wanted {wanted!r}"
+    if isinstance(wanted, float):
+        try:
+            close = isclose(float(answer), wanted, rel_tol=1e-4, abs_tol=1e-5)
+        except (TypeError, ValueError, RuntimeError):
+            close = False
+        return None if close else f"gives {answer!r:.60}, wanted {wanted:.6g}"
     if isinstance(wanted, tuple) and hasattr(answer, "tolist"):
         answer = answer.tolist()
     if isinstance(wanted, tuple) and isinstance(answer, list):

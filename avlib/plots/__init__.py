@@ -2,6 +2,7 @@
 
 from avlib.plots.blocks import couplings
 from avlib.plots.clips import film_strip, picture, spectrogram, waveform
+from avlib.plots.learning import accuracies, curves
 from avlib.plots.masks import influence, mask, rules
 from avlib.plots.memory import CARDS, GB, budget, legend, peaks, timeline
 from avlib.plots.style import COLOURS, FOCUS, HIDDEN, INK, OTHER, canvas, colour

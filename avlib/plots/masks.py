@@ -1,6 +1,6 @@
 """Masks token by token, rules group by group, and what influence was measured."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,7 +9,8 @@ from matplotlib.patches import Rectangle
 
 from avlib.leaks import Influence
 from avlib.masks import Visibility
-from avlib.plots.style import FOCUS, HIDDEN, INK, bare, canvas, colour, ink_on
+from avlib.plots.style import HIDDEN, INK, bare, canvas, colour, ink_on
+from avlib.plots.tables import frame_leak, table
 
 
 def mask(
@@ -69,9 +70,9 @@ def mask(
 
 def rules(visibility: Visibility, *, title: str = "", ax: Axes | None = None) -> Axes:
     """The rules group by group: a row reads the columns that are coloured and lettered."""
-    table = visibility.table()
+    readable = visibility.table()
     ax = canvas(ax, 0.9 * len(visibility.keys) + 1.2, 0.6 * len(visibility.readers) + 0.8)
-    _table(ax, visibility.readers, visibility.keys, lambda i, j: bool(table[i, j]))
+    table(ax, visibility.readers, visibility.keys, lambda i, j: float(readable[i, j]))
     ax.set_title(title)
     return ax
 
@@ -88,34 +89,9 @@ def influence(measured: Influence, *, title: str = "", ax: Axes | None = None) -
         return "0" if size == 0 else f"{size:.0f}" if size >= 1 else f"{size:.1g}"
 
     moves = measured.moves
-    _table(ax, measured.outputs, measured.inputs, lambda i, j: bool(moves[i, j]), text)
+    table(ax, measured.outputs, measured.inputs, lambda i, j: float(moves[i, j]), text)
     for source, output in measured.leaks:
         j, i = measured.inputs.index(source), measured.outputs.index(output)
-        corner = j - 0.46, i - 0.44
-        ax.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, ec=FOCUS, lw=4, snap=False))
-        ink = ink_on(colour(source))
-        ax.text(j, i + 0.3, "LEAK", ha="center", va="center", color=ink, weight="bold", size=8)
+        frame_leak(ax, i, j, ink_on(colour(source)))
     ax.set_title(title)
     return ax
-
-
-def _table(
-    ax: Axes,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    visible: Callable[[int, int], bool],
-    text: Callable[[int, int], str] = lambda i, j: "",
-) -> None:
-    for i in range(len(rows)):
-        for j, name in enumerate(columns):
-            face = colour(name) if visible(i, j) else HIDDEN
-            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc=face, ec="white", lw=2))
-            written = text(i, j) or (name[0].upper() if visible(i, j) else "")
-            ink = ink_on(face)
-            ax.text(j, i, written, ha="center", va="center", color=ink, weight="bold")
-    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks(range(len(rows)), rows)
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from avlib.memory import KINDS, MemoryUse, readable
-from avlib.plots.style import FOCUS, INK, canvas
+from avlib.plots.style import FOCUS, INK, apart, canvas
 
 # What comes with the weights is grey, what comes with the data is not.
 KIND_COLOURS = dict(
@@ -105,7 +105,7 @@ def peaks(
     unit, size = readable(max(found))
     deepest = max(depth for curve in curves.values() for depth in curve)
     ends = {name: max(v for v in curve.values() if v is not None) for name, curve in curves.items()}
-    heights = _apart({name: end / size for name, end in ends.items()}, 0.1 * max(found) / size)
+    heights = apart({name: end / size for name, end in ends.items()}, 0.1 * max(found) / size)
     for (name, curve), (marker, shade) in zip(curves.items(), cycle(_STYLES), strict=False):
         there = {depth: value / size for depth, value in curve.items() if value is not None}
         ax.plot(list(there), list(there.values()), marker, color=shade, ls="-", ms=6)
@@ -174,12 +174,3 @@ def _stack(ax: Axes, kinds: Sequence[str], values: Sequence[np.ndarray]) -> None
         area.set_hatch(KIND_HATCHES[kind])
         area.set_edgecolor(INK)
         below = below + value
-
-
-def _apart(heights: Mapping[str, float], gap: float) -> dict[str, float]:
-    """Heights for labels, moved up where they would lie on each other."""
-    moved: dict[str, float] = {}
-    lowest = -gap
-    for name in sorted(heights, key=lambda name: heights[name]):
-        moved[name] = lowest = max(heights[name], lowest + gap)
-    return moved

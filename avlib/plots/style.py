@@ -1,5 +1,7 @@
 """One colour for each group everywhere, and a letter with it: no picture needs colour alone."""
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -30,3 +32,12 @@ def bare(ax: Axes) -> None:
     """No ticks and no frame."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
+
+
+def apart(heights: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Heights for labels, moved up where they would lie on each other."""
+    moved: dict[str, float] = {}
+    lowest = -gap
+    for name in sorted(heights, key=lambda name: heights[name]):
+        moved[name] = lowest = max(heights[name], lowest + gap)
+    return moved

@@ -1,0 +1,107 @@
+"""What was found by `benchmarks/training.py`, and the words for a table of accuracies."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from avlib import plots
+from avlib.evaluation import Scores
+from avlib.world import FACTORS, HEARD, SEEN, best_accuracy
+
+RESULTS = Path(__file__).with_name("training.json")
+READOUTS = ("audio", "video", "fusion")  # in the notebooks; the results have global too
+READS = {"audio": HEARD, "video": SEEN, "fusion": FACTORS, "global": FACTORS}
+SOLVED, MARGIN = 0.97, 0.04  # of 2000 clips, chance seldom moves an accuracy by so much
+
+
+@cache
+def found() -> list[dict[str, Any]]:
+    """The results: one mapping for each training, see `benchmarks/training.py`."""
+    return json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]
+
+
+def of(run: str) -> list[dict[str, Any]]:
+    """The trainings of one name, seed by seed."""
+    return [result for result in found() if result["run"] == run]
+
+
+def seeds(run: str) -> list[int]:
+    """With which seeds it was trained."""
+    return [result["seed"] for result in of(run)]
+
+
+def scores(run: str, seed: int = 0, clips: str = "all") -> Scores:
+    """One training's table of `READOUTS`; `clips` is "all", "without audio" or "without video"."""
+    (result,) = (result for result in of(run) if result["seed"] == seed)
+    counted = result["counted"][clips]
+    return Scores(
+        tuple(result["readouts"]),
+        tuple(result["labels"]),
+        torch.tensor(result["right"][clips]),
+        torch.tensor(counted),
+    ).only(*READOUTS)
+
+
+def curve(run: str, seed: int = 0) -> Float[Tensor, " points"]:
+    """The loss of one training, in as many steps as were kept."""
+    (result,) = (result for result in of(run) if result["seed"] == seed)
+    return torch.tensor(result["curve"])
+
+
+def every(run: str) -> int:
+    """Steps from one value of its curve to the next."""
+    result = of(run)[0]
+    return result["settings"]["training"]["steps"] // len(result["curve"])
+
+
+@cache
+def best(readout: str, label: str) -> float:
+    """How often a readout can be right at best, by what it may read."""
+    return best_accuracy(label, READS[readout])
+
+
+@cache
+def chance(label: str) -> float:
+    """How often someone is right who reads nothing."""
+    return best_accuracy(label, ())
+
+
+def word(accuracy: float, readout: str, label: str) -> str:
+    """`solved`, `chance` (no better than one can be without what is missing), or `between`."""
+    if accuracy >= SOLVED:
+        return "solved"
+    limit = best(readout, label)
+    return "chance" if accuracy <= (limit if limit < 1 else chance(label)) + MARGIN else "between"
+
+
+def words(scores: Scores) -> str:
+    """The table of words, one row a label; it is the same on every machine."""
+    lines = [" " * 12 + "".join(name.rjust(9) for name in scores.readouts)]
+    for label in scores.labels:
+        cells = (word(scores[name, label], name, label).rjust(9) for name in scores.readouts)
+        lines.append(label.ljust(12) + "".join(cells))
+    return "\n".join(lines)
+
+
+def draw(scores: Scores, *, title: str = "", frames: bool = True, ax: Axes | None = None) -> Axes:
+    """The table of accuracies; `frames` mark what is better than it can be by what may be read."""
+    limits = [
+        [best(name, label) if frames else 1.0 for label in scores.labels]
+        for name in scores.readouts
+    ]
+    least = [chance(label) for label in scores.labels]
+    return plots.accuracies(
+        scores.accuracy,
+        scores.readouts,
+        scores.labels,
+        torch.tensor(limits),
+        torch.tensor(least),
+        title=title,
+        ax=ax,
+    )
