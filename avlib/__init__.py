@@ -13,7 +13,7 @@
 - `world`, `clip_folder`, `label_table`: clips with labels: from a small world in which every answer
   is known, or your own
 - `examples`, `objective`, `training`, `evaluation`: batches, losses, a training that can be stopped
-  at any moment, and what was learned; `processes` and `checkpoint` share and keep its state
+  at any moment, and what was learned; `plan`, `resume`, `checkpoint` and `processes` are its parts
 - `trained`: a small Zorro with weights
 - `plots`, `widgets`, `course`: pictures, sliders and exercises for the notebooks
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from towers import TYPES, gradients, loss_of, make_inputs, make_towers, worst
 
-from avlib import ReversibleSequence, SpecAugment
+from avlib import Objective, ReversibleSequence, SpecAugment, World, train
 from avlib.memory import KINDS, make_step, measure
 from avlib.recompute import random_state
 
@@ -408,3 +408,47 @@ def test_waiting_is_noticed(gpu, offence):
     with gpu.watched() as waits, suppress(RuntimeError):
         offence(tensor)
     assert waits
+
+
+# Training
+
+
+class Interrupted(World):
+    """A world in which somebody presses Ctrl-C while the sixth batch is made."""
+
+    batches = 0
+
+    def __getitems__(self, clips):
+        self.batches += 1
+        if self.batches == 6:
+            raise KeyboardInterrupt
+        return super().__getitems__(clips)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_stopped_training_ends_as_if_it_had_not_been(zorro, device, tmp_path, precision):
+    objective = Objective({"tone": 2, "flash": 4}, [("audio", "video")], features=4)
+
+    def trained(data, checkpoint=None):
+        model = zorro(1, num_classes=objective.num_outputs, dropout=0.1)
+        with suppress(KeyboardInterrupt):
+            train(
+                model,
+                data,
+                objective,
+                steps=8,
+                batch_size=4,
+                modality_dropout=0.3,
+                precision=precision,
+                checkpoint=checkpoint,
+                checkpoint_every=2,
+                progress=False,
+            )
+        return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+    file = tmp_path / "run.safetensors"
+    whole, stopped = trained(World(20)), trained(Interrupted(20), file)
+    assert not torch.equal(stopped, whole)
+    ended = trained(World(20), file)
+    # The backward pass of a GPU may add in another order each time.
+    torch.testing.assert_close(ended, whole, rtol=0, atol=0 if device.type == "cpu" else 1e-3)

@@ -228,6 +228,10 @@ def test_the_table_has_a_column_for_each_readout_and_a_line_for_each_label():
     assert scores["video", "pitch"] == pytest.approx(1 / 3)
     assert scores["audio", "instrument"] == 0
     assert scores["video", "instrument"] != scores["video", "instrument"]
+    swapped = scores.only("video", "audio")
+    assert swapped.readouts == ("video", "audio")
+    assert swapped["video", "pitch"] == pytest.approx(1 / 3)
+    assert scores.only("video").counted.tolist() == [[3, 0]]
     for cell in (("sound", "pitch"), ("audio", "colour")):
         with pytest.raises(ValueError, match=r"Scores: no cell .*; give one of the readouts \['au"):
             scores[cell]

@@ -66,7 +66,7 @@ def test_an_accuracy_that_cannot_be_is_framed():
     accuracy, best = torch.tensor([[1.0, 0.9], [torch.nan, 0.51]]), torch.tensor([[1.0, 0.5]] * 2)
     chance = torch.tensor([0.25, 0.5])
     ax = plots.accuracies(accuracy, ("audio", "video"), ("pitch", "xor"), best, chance)
-    assert words(ax) == ["1.00", "–", "0.90", "0.51", "LEAK"]
+    assert words(ax) == ["1.00", "–", "0.90 LEAK", "0.51"]
     full, nothing, _, grey = (ax.patches[i].get_facecolor()[:3] for i in range(4))
     assert full == pytest.approx(mpl.colors.to_rgb(plots.colour("audio")), abs=0.01)
     assert nothing == pytest.approx(mpl.colors.to_rgb(plots.HIDDEN), abs=0.01)

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch.utils.data import Dataset
 
-import avlib.training
+import avlib.resume
 from avlib import Visibility
 from avlib.checkpoint import save_tensors
 from avlib.examples import UNKNOWN, Example
@@ -45,6 +45,19 @@ class Clips(Dataset[Example]):
     def __getitem__(self, clip: int) -> Example:
         self.asked.append(clip)
         return self.clips[clip]
+
+
+class Noise(Clips):
+    """Clips of sound that is drawn anew each time."""
+
+    def __init__(self, clips: int) -> None:
+        super().__init__([None] * clips)
+        self.drawn = []
+
+    def __getitem__(self, clip: int) -> Example:
+        audio = torch.rand(500)
+        self.drawn.append(float(audio[0]))
+        return Example(audio, None, {"shape": 0})
 
 
 def mixed(clips: int = 24, silent: int = 1, blind: int = 2) -> Clips:
@@ -75,14 +88,14 @@ class Stopped(BaseException):
 def stop_after(saves: int):
     """Stop a training when it has saved so many checkpoints."""
     left = iter(range(saves - 1, -1, -1))
-    save = avlib.training._State.save
+    save = avlib.resume.State.save
 
     def save_and_stop(*arguments) -> None:
         save(*arguments)
         if next(left) == 0:
             raise Stopped
 
-    return patch("avlib.training._State.save", save_and_stop)
+    return patch("avlib.resume.State.save", save_and_stop)
 
 
 # Killed
@@ -91,7 +104,7 @@ def stop_after(saves: int):
 def long_training(path: Path) -> None:
     settings = {"modality_dropout": 0.5, "checkpoint_every": 1, "progress": False}
     model = zorro(dropout=0.3)
-    train(model, mixed(), OBJECTIVE, steps=60, batch_size=8, checkpoint=path, **settings)
+    train(model, mixed(), OBJECTIVE, steps=40, batch_size=8, checkpoint=path, **settings)
 
 
 def killed(folder: Path) -> None:
@@ -108,7 +121,7 @@ def killed(folder: Path) -> None:
         child.start()
         while child.is_alive() and written(path) == before:
             sleep(0.001)
-        child.join(moments.uniform(0, 0.2))
+        child.join(moments.uniform(0, 0.1))
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
         child.join()
@@ -176,6 +189,9 @@ def shared(folder: Path) -> None:
     for name in SHARED:
         tensors = shared_training(name)
         save_tensors(folder / f"{name} {rank}.safetensors", tensors, {})
+    noise = Noise(8)
+    train(zorro(SHAPE), noise, SHAPE, steps=4, batch_size=4, progress=False)
+    save_tensors(folder / f"noise {rank}.safetensors", {}, {"drawn": noise.drawn})
     train_with_stops(folder / "undisturbed.safetensors", 0)
     train_with_stops(folder / "stopped.safetensors", 2)
     # A checkpoint that the second process does not see.

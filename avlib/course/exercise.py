@@ -7,7 +7,7 @@ people really go wrong. The one that gives the learner's answers tells what to s
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from math import isclose
+from math import isclose, isnan
 from typing import Any
 
 import torch
@@ -124,6 +124,8 @@ def difference(answer: Any, wanted: Any, names: Sequence[str] = ()) -> str | Non
                 return f"is wrong in {name}, which {found}"
         return None
     if isinstance(wanted, Tensor):
+        if wanted.ndim == 0 and isinstance(answer, float):
+            answer = torch.tensor(answer)
         if not isinstance(answer, Tensor):
             return f"returned {type(answer).__name__}, wanted a tensor (torch.tensor makes one)"
         if answer.shape != wanted.shape:
@@ -136,14 +138,18 @@ def difference(answer: Any, wanted: Any, names: Sequence[str] = ()) -> str | Non
         if apart.any():
             place = tuple(apart.nonzero()[0].tolist())
             got, right = answer[place].item(), wanted[place].item()
-            return f"at {list(place)} gives {got:.6g}, wanted {right:.6g}"
+            where = f"at {list(place)} " if place else ""
+            return f"{where}gives {got:.6g}, wanted {right:.6g}"
         return None
     if isinstance(wanted, Exception):
         same_error = type(answer) is type(wanted) and str(answer) == str(wanted)
         return None if same_error else f"gives {answer!r}, wanted {wanted!r}"
     if isinstance(wanted, float):
         try:
-            close = isclose(float(answer), wanted, rel_tol=1e-4, abs_tol=1e-5)
+            number = float(answer)
+            close = isclose(number, wanted, rel_tol=1e-4, abs_tol=1e-5)
+            close = close or (isnan(number) and isnan(wanted))
+            answer = float(f"{number:.6g}")
         except (TypeError, ValueError, RuntimeError):
             close = False
         return None if close else f"gives {answer!r:.60}, wanted {wanted:.6g}"
@@ -197,6 +203,8 @@ def _copies(case: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values()):
+        return f"<{', '.join(value)}>"
     if not isinstance(value, Tensor):
         return repr(value)
     if value.numel() > 36 or (value.is_floating_point() and (value != value.round()).any()):

@@ -139,6 +139,18 @@ contrast = Exercise(
             "it only pulls what belongs together. Without the others in a softmax, giving "
             "everything the same embedding would be best.",
         ),
+        "sign": Mistake(
+            lambda a, b, t: -_both_ways(a @ b.T / t),
+            "it is negative. Logarithms of probabilities are, so the loss takes the minus.",
+        ),
+        "sum over clips": Mistake(
+            lambda a, b, t: len(a) * _both_ways(a @ b.T / t),
+            "it adds up the clips. Take their mean.",
+        ),
+        "itself": Mistake(
+            lambda a, b, t: _both_ways(a @ a.T / t),
+            "it compares first with first. Sounds look for films.",
+        ),
         "all pairs": Mistake(
             lambda a, b, t: -(a @ b.T / t).log_softmax(1).mean(),
             "it takes the mean over all pairs. Only those on the diagonal belong together.",
@@ -192,6 +204,15 @@ loss_floor = Exercise(
                 sum(instruments.count(i) for i in instruments) / len(instruments)
             ),
             "it takes the logarithm of the mean. Take the mean of the logarithms.",
+        ),
+        "kinds": Mistake(
+            lambda instruments: log(len(set(instruments))),
+            "it counts kinds of instruments. What cannot be told apart are clips of the same one: "
+            "count those.",
+        ),
+        "sum": Mistake(
+            lambda instruments: _floor_by_loops(instruments) * len(instruments),
+            "it adds up the clips. The loss is their mean.",
         ),
         "by instrument": Mistake(
             lambda instruments: (
@@ -261,23 +282,24 @@ which_cheats = Exercise(
     verify=matching(
         _CURVES,
         {
-            1: "it would begin at log(64) = 4.16 and end near 2.8.",
-            2: "it would begin at log(16) = 2.77.",
-            3: "it would fall below the floor of its batch.",
-            4: "it would begin at log(64) = 4.16 and fall slowly.",
-            5: "it would stay at log(64) = 4.16: a sound tells nothing about another clip's film.",
+            1: "with story 1 it begins at log(64) = 4.16, falls at once and ends near 2.8.",
+            2: "with story 2 it begins at log(16) = 2.77.",
+            3: "with story 3 it falls below the floor of its batch.",
+            4: "with story 4 it begins at log(64) = 4.16 and falls slowly.",
+            5: "with story 5 it stays at log(64) = 4.16: another clip's film tells nothing.",
         },
         one="curve",
     ),
     mistakes={
         "lowest but one": Mistake(
-            lambda: {"A": 3, "B": 2, "C": 4, "D": 1}, "it would fall below the floor of its batch."
+            lambda: {"A": 3, "B": 2, "C": 4, "D": 1},
+            "with story 3 it falls below the floor of its batch.",
         ),
         "slow is shuffled": Mistake(
-            lambda: {"A": 2, "B": 3, "C": 5, "D": 1}, "it would stay at log(64) = 4.16"
+            lambda: {"A": 2, "B": 3, "C": 5, "D": 1}, "with story 5 it stays at log(64) = 4.16"
         ),
         "exchanged": Mistake(
-            lambda: {"A": 2, "B": 3, "C": 1, "D": 4}, "it would begin at log(64) = 4.16 and end"
+            lambda: {"A": 2, "B": 3, "C": 1, "D": 4}, "with story 1 it begins at log(64) = 4.16"
         ),
     },
 )
@@ -313,6 +335,10 @@ break_even = Exercise(
         "equal": Mistake(
             lambda encode, fuse: max(1, int(-(-2 * encode // fuse))),
             "where both cost the same, fusing does not cost more yet. One more is needed.",
+        ),
+        "no rounding": Mistake(
+            lambda encode, fuse: 2 * encode / fuse,
+            "that is where both cost the same. Return the next larger whole number of clips.",
         ),
         "n pairs": Mistake(
             lambda encode, fuse: 1 if fuse > 2 * encode else 0,

@@ -91,10 +91,7 @@ def words(scores: Scores) -> str:
 
 def draw(scores: Scores, *, title: str = "", frames: bool = True, ax: Axes | None = None) -> Axes:
     """The table of accuracies; `frames` mark what is better than it can be by what may be read."""
-    limits = [
-        [best(name, label) if frames else 1.0 for label in scores.labels]
-        for name in scores.readouts
-    ]
+    limits = [[best(name, label) for label in scores.labels] for name in scores.readouts]
     least = [chance(label) for label in scores.labels]
     return plots.accuracies(
         scores.accuracy,
@@ -102,6 +99,7 @@ def draw(scores: Scores, *, title: str = "", frames: bool = True, ax: Axes | Non
         scores.labels,
         torch.tensor(limits),
         torch.tensor(least),
+        frames=frames,
         title=title,
         ax=ax,
     )

@@ -11,7 +11,7 @@ from avlib.course import results
 from avlib.course.exercise import Exercise, Mistake, matching
 from avlib.evaluation import Scores, answers
 from avlib.examples import collate
-from avlib.world import HEARD, SEEN, World, best_accuracy, every_case, joint
+from avlib.world import HEARD, LABELS, SEEN, World, best_accuracy, every_case, joint
 from avlib.zorro import Zorro
 
 # The bet
@@ -79,6 +79,11 @@ best_guess = Exercise(
             lambda joint: joint.sum(0).max().item(),
             "it adds up the rows first: that is the best guess of someone who observes nothing.",
         ),
+        "diagonal": Mistake(
+            lambda joint: joint.diagonal().sum().item(),
+            "it guesses class i in row i. Which class is best in a row, the numbers say: take the "
+            "largest.",
+        ),
         "unweighted": Mistake(
             lambda joint: (joint.amax(1) / joint.sum(1)).mean().item(),
             "it gives all rows the same weight. Some are observed more often: do not divide by the "
@@ -144,6 +149,19 @@ least_loss = Exercise(
             "it takes the logarithm of how often the best guess is right. The mean of logarithms "
             "is wanted, over everything that can happen.",
         ),
+        "no zeros": Mistake(
+            lambda joint: -(joint * (joint / joint.sum(1, keepdim=True)).log()).sum().item(),
+            "0 · log 0 came out as NaN. What never happens costs nothing: leave it out, or use "
+            "clamp(min=1e-30) before the logarithm.",
+        ),
+        "sign": Mistake(
+            lambda joint: -_least_loss_by_loops(joint),
+            "it is negative. Logarithms of probabilities are, so the loss takes the minus.",
+        ),
+        "columns": Mistake(
+            lambda joint: _least_loss_by_loops(joint.T),
+            "it divides by the sums of columns. The row is observed: divide by the sum of the row.",
+        ),
         "rows alike": Mistake(
             lambda joint: torch.stack([_entropy(row / row.sum()) for row in joint]).mean().item(),
             "it gives all rows the same weight. Weigh each by how often it is observed.",
@@ -183,26 +201,26 @@ whose_table = Exercise(
     verify=matching(
         _TABLES,
         {
-            1: "somewhere a readout knows what it must not know, or does not learn what it could.",
-            2: "then both the audio and the video column would know everything.",
-            3: "then the video column would know all, and the audio column only what is heard.",
-            4: "then click, flash and sync would suffer, and no column would know too much.",
-            5: "then the audio column would know all, and the video column only what is seen.",
+            1: "with story 1 no readout knows what it must not, and each learns what it can.",
+            2: "with story 2 both the audio and the video column know everything.",
+            3: "with story 3 the video column knows everything, the audio column what is heard.",
+            4: "with story 4 flash and sync suffer, and no column knows too much.",
+            5: "with story 5 the audio column knows everything, the video column what is seen.",
         },
         one="table",
     ),
     mistakes={
         "columns": Mistake(
             lambda: {"A": 5, "B": 1, "C": 4, "D": 2},
-            "then the audio column would know all, and the video column only what is seen.",
+            "with story 5 the audio column knows everything",
         ),
         "streams for readouts": Mistake(
             lambda: {"A": 2, "B": 1, "C": 4, "D": 3},
-            "then both the audio and the video column would know everything.",
+            "with story 2 both the audio and the video column know everything.",
         ),
         "no table is right": Mistake(
             lambda: {"A": 3, "B": 4, "C": 1, "D": 2},
-            "then click, flash and sync would suffer, and no column would know too much.",
+            "with story 4 flash and sync suffer, and no column knows too much.",
         ),
     },
 )
@@ -226,7 +244,7 @@ def _only_fusion(answer: Any) -> str | None:
     overall = joint(classes, ()).flatten()
     if overall.max() > 1 - 1e-9:
         return "it gives all clips the same class, which everybody knows."
-    for known, sense in ((HEARD, "listen"), (SEEN, "watch")):
+    for known, sense, alike in ((HEARD, "listen", "sound"), (SEEN, "watch", "look")):
         table = joint(classes, known)
         given = table / table.sum(1, keepdim=True)
         far = (given - overall).abs().amax(0)
@@ -235,11 +253,11 @@ def _only_fusion(answer: Any) -> str | None:
             most = given[:, i][(given[:, i] - overall[i]).abs().argmax()]
             return (
                 f"to {sense} is enough to know something: class {i} comes in {overall[i]:.0%} of "
-                f"all clips, and in {most:.0%} of some that one cannot tell apart."
+                f"all clips, but in {most:.0%} of those that {alike} as some clip does."
             )
     for name in ("xor", "sync"):
         pairs = set(zip(classes.tolist(), cases.labels[name].tolist(), strict=True))
-        if len(pairs) == len(classes.unique()):
+        if len(pairs) == len(classes.unique()) == LABELS[name]:
             return f"it is {name} under another name. Invent another one."
     return None
 

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from avlib.leaks import Influence
 from avlib.masks import Visibility
 from avlib.plots.style import HIDDEN, INK, bare, canvas, colour, ink_on
-from avlib.plots.tables import frame_leak, table
+from avlib.plots.tables import frame, table
 
 
 def mask(
@@ -92,6 +92,8 @@ def influence(measured: Influence, *, title: str = "", ax: Axes | None = None) -
     table(ax, measured.outputs, measured.inputs, lambda i, j: float(moves[i, j]), text)
     for source, output in measured.leaks:
         j, i = measured.inputs.index(source), measured.outputs.index(output)
-        frame_leak(ax, i, j, ink_on(colour(source)))
+        frame(ax, i, j)
+        ink = ink_on(colour(source))
+        ax.text(j, i + 0.3, "LEAK", ha="center", va="center", color=ink, weight="bold", size=8)
     ax.set_title(title)
     return ax
