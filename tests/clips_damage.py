@@ -6,18 +6,17 @@ stops with an error at a copy that gives neither a proper clip nor a clear error
 
 import os
 import random
-import resource
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 
 import torch
+from peak import peak_megabytes
 
 from avlib.data import Clip, load_clip
 
 EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
-MEGABYTE = 2**20 if sys.platform == "darwin" else 2**10  # in the units of `ru_maxrss`
 
 
 def damaged(content: bytes, seed: int) -> bytes:
@@ -103,8 +102,7 @@ def main(source: Path, first: int, last: int) -> None:
     for error in kept:
         assert str(error).startswith("load_clip: "), error
         assert len(str(error).splitlines()) == 1, error
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // MEGABYTE
-    print(f"{clips} clips, {len(kept)} clear errors, {peak} MB")
+    print(f"{clips} clips, {len(kept)} clear errors, {peak_megabytes()} MB")
 
 
 if __name__ == "__main__":

@@ -310,12 +310,12 @@ def show_label(function: Callable[[Mapping[str, Tensor]], Tensor], model: Zorro)
         return
     world = World(4000, seed=7)
     labels = function(world.factors).long()
-    outputs = torch.cat(
-        [
-            answers(model, collate(world.__getitems__(list(part))))[0]
+    with torch.no_grad():
+        parts = [
+            answers(model, collate(world.__getitems__(part.tolist())))[0]
             for part in torch.arange(len(world)).split(500)
         ]
-    ).detach()
+    outputs = torch.cat(parts)
     cases = every_case()
     print(f"who knows nothing: {best_accuracy(function(cases.factors).long(), ()):.2f}")
     for i, readout in enumerate(model.kinds):
