@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
-from avlib.data import EXAMPLE_CLIP, load_clip
+from avlib.data import check_wanted, load_clip
 from avlib.decode import MOST_BYTES
 from avlib.examples import Example
 from avlib.label_table import brief, check_table, classes_given, classes_in, numbers_of, read_table
-from avlib.tokens import pair
 
 MOST_NAMED = 10  # clips that cannot be read, in one message
 
@@ -159,11 +158,7 @@ def _check_arguments(duration: Any, size: Any, fps: Any, sample_rate: Any) -> tu
             raise TypeError(
                 f"ClipFolder: {name} is None, wanted a number; a batch holds clips of one kind"
             )
-    # What load_clip refuses for a clip that is whole must be an argument. Pixels are few at first,
-    # then pictures are, whatever is asked for.
-    load_clip(EXAMPLE_CLIP, duration=duration, size=1, fps=1, sample_rate=1000)
-    load_clip(EXAMPLE_CLIP, duration=1e-9, size=size, fps=fps, sample_rate=sample_rate)
-    height, width = pair(size, "ClipFolder: size")
+    _, (height, width), _, _ = check_wanted(**given)
     frames, samples = max(1, round(duration * fps)), max(1, round(duration * sample_rate))
     # load_clip counts what a file has, but a short one is filled up here.
     if 4 * max(3 * frames * height * width, samples) > MOST_BYTES:

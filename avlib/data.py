@@ -103,18 +103,10 @@ def load_clip(
     """
     file = _local_file(path)
     start = 0.0 if start == 0 else _number("start", start, "seconds")
-    seconds = LONGEST_CLIP if duration is None else _number("duration", duration, "seconds")
-    if fps is not None:
-        fps = _number("fps", fps, "frames per second", least=0.001, most=MOST_FPS)
-    if sample_rate is not None:
-        rate = _number("sample_rate", sample_rate, "Hz", Integral, LOWEST_RATE, HIGHEST_RATE)
-        sample_rate = int(rate)
-    shape = None if size is None else pair(size, "load_clip: size")
-    if shape is not None and max(shape) > LARGEST_SIDE:
-        raise ValueError(f"load_clip: size is {size}; give at most {LARGEST_SIDE} pixels a side")
+    wanted = check_wanted(duration=duration, size=size, fps=fps, sample_rate=sample_rate)
 
     try:
-        return _read(file, start, seconds, fps, sample_rate, shape)
+        return _read(file, start, *wanted)
     except (ValueError, av.error.FFmpegError) as error:
         # Through its frames, an error that is kept would keep decoders and half a clip alive.
         clear_frames(error.__traceback__)
@@ -128,8 +120,28 @@ def load_clip(
         ) from error
 
 
+def check_wanted(
+    *, duration: Any, size: Any, fps: Any, sample_rate: Any
+) -> tuple[float, Any, float | None, int | None]:
+    """What `load_clip` is asked for, as (seconds, (height, width), fps, sample_rate).
+
+    Raises:
+        TypeError, ValueError: as `load_clip`, whatever the file.
+    """
+    seconds = LONGEST_CLIP if duration is None else _number("duration", duration, "seconds")
+    if fps is not None:
+        fps = _number("fps", fps, "frames per second", least=0.001, most=MOST_FPS)
+    if sample_rate is not None:
+        rate = _number("sample_rate", sample_rate, "Hz", Integral, LOWEST_RATE, HIGHEST_RATE)
+        sample_rate = int(rate)
+    shape = None if size is None else pair(size, "load_clip: size")
+    if shape is not None and max(shape) > LARGEST_SIDE:
+        raise ValueError(f"load_clip: size is {size}; give at most {LARGEST_SIDE} pixels a side")
+    return seconds, shape, fps, sample_rate
+
+
 def _read(
-    file: Path, start: float, seconds: float, fps: float | None, sample_rate: int | None, shape: Any
+    file: Path, start: float, seconds: float, shape: Any, fps: float | None, sample_rate: int | None
 ) -> Clip:
     video = audio = None
     with open_file(file) as container:

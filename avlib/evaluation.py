@@ -1,5 +1,6 @@
 """How often each readout names each label right."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class Scores:
     @property
     def accuracy(self) -> Float[Tensor, "readouts labels"]:
         """The share that was right; NaN where nothing was counted."""
-        return self.right / self.counted
+        return self.right.double() / self.counted
 
     def __getitem__(self, cell: tuple[str, str]) -> float:
         """The accuracy of one readout and label: `scores["audio", "pitch"]`."""
@@ -47,13 +48,17 @@ class Scores:
         rows = [self.readouts.index(name) for name in readouts]
         return Scores(readouts, self.labels, self.right[rows], self.counted[rows])
 
-    def __str__(self) -> str:
-        width = max(map(len, self.labels), default=0) + 2
-        lines = [" " * width + "".join(name.rjust(8) for name in self.readouts)]
+    def table(self, cell: Callable[[float, str, str], str], width: int = 8) -> str:
+        """A row for each label, with what `cell` says of (accuracy, readout, label)."""
+        first = max(map(len, self.labels), default=0) + 2
+        lines = [" " * first + "".join(name.rjust(width) for name in self.readouts)]
         for label, column in zip(self.labels, self.accuracy.T.tolist(), strict=True):
-            cells = ("–" if value != value else f"{value:.3f}" for value in column)
-            lines.append(label.ljust(width) + "".join(cell.rjust(8) for cell in cells))
+            cells = map(cell, column, self.readouts, [label] * len(column))
+            lines.append(label.ljust(first) + "".join(text.rjust(width) for text in cells))
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table(lambda value, *_: "–" if value != value else f"{value:.3f}")
 
 
 @torch.no_grad()
@@ -138,8 +143,9 @@ def answers(
     outputs = (zorro if through is None else through)(**inputs)
     has = {name: batch.has(name) for name in MODALITIES}
     nothing = torch.zeros_like(has["audio"])
-    moved_by = [zorro.promise.reads[kind] for kind in zorro.kinds]
+    moved_by = zorro.promise.reads
     read = [
-        torch.stack([nothing, *(has[n] for n in names if n in has)]).any(0) for names in moved_by
+        torch.stack([nothing, *(has[n] for n in moved_by[kind] if n in has)]).any(0)
+        for kind in zorro.kinds
     ]
     return outputs, torch.stack(read, 1)

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-MODALITIES = ("audio", "video")
+LENGTH_AXIS = {"audio": 0, "video": 1}  # of a clip; in a batch it is the next one
+MODALITIES = tuple(LENGTH_AXIS)
 UNKNOWN = -1  # the class of an example that has no label
 
 
@@ -82,7 +83,7 @@ class Batch:
         inputs = dict(self.inputs)
         for name, keep in kept.items():
             if name in inputs and name in drop:
-                size = inputs[name].shape[{"audio": 1, "video": 2}[name]]
+                size = inputs[name].shape[LENGTH_AXIS[name] + 1]
                 lengths = inputs.get(
                     f"{name}_lengths", torch.full_like(keep, size, dtype=torch.long)
                 )
@@ -114,7 +115,7 @@ def collate(examples: Sequence[Example]) -> Batch:
                 f"{list(names)}; give all the same names, UNKNOWN where there is no label"
             )
     inputs: dict[str, Tensor] = {}
-    for modality, axis in (("audio", 0), ("video", 1)):
+    for modality, axis in LENGTH_AXIS.items():
         clips: list[Tensor | None] = [getattr(example, modality) for example in examples]
         inputs.update(_side_by_side(modality, clips, axis))
     if not inputs:

@@ -156,6 +156,10 @@ def contrastive_loss(
     """
     if not len(first):
         return (first.sum() + second.sum()) * 0
-    scores = first @ second.T / temperature
-    own = torch.arange(len(first), device=first.device)
+    return matching_loss(first @ second.T / temperature)
+
+
+def matching_loss(scores: Float[Tensor, "b b"]) -> Float[Tensor, ""]:
+    """Cross-entropy where row i belongs to column i: rows look for columns, columns for rows."""
+    own = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2

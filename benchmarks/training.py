@@ -135,11 +135,9 @@ def result_of(name: str, seed: int) -> dict[str, Any]:
 
 def kept() -> list[dict[str, Any]]:
     """Results of earlier calls that were made with the settings of today."""
-    if not RESULTS.exists():
-        return []
     return [
         result
-        for result in json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]
+        for result in (results.found() if RESULTS.exists() else [])
         if result["run"] in RUNS and result["settings"] == RUNS[result["run"]].settings()
     ]
 
@@ -159,14 +157,12 @@ def write(runs: list[dict[str, Any]]) -> None:
 
 def cells(runs: list[dict[str, Any]], clips: str = "all") -> dict[tuple[str, str], list[float]]:
     """(readout, label) → its accuracy with each seed."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for result in runs:
-        for readout, right, counted in zip(
-            result["readouts"], result["right"][clips], result["counted"][clips], strict=True
-        ):
-            for label, r, c in zip(result["labels"], right, counted, strict=True):
-                found.setdefault((readout, label), []).append(r / c if c else float("nan"))
-    return found
+    tables = [results.scores_of(result, clips) for result in runs]
+    return {
+        (readout, label): [scores[readout, label] for scores in tables]
+        for readout in tables[0].readouts
+        for label in tables[0].labels
+    }
 
 
 def table(runs: list[dict[str, Any]], clips: str = "all") -> str:

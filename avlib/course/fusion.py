@@ -13,6 +13,7 @@ from torch import Tensor
 from avlib import plots
 from avlib.course import results
 from avlib.course.exercise import Exercise, Mistake, matching
+from avlib.objective import matching_loss
 from avlib.trained import small_front_end
 from avlib.world import FRAMES, SIZE, World
 
@@ -87,10 +88,6 @@ def _one_way(scores: Tensor) -> Tensor:
     return -scores.log_softmax(1).diagonal().mean()
 
 
-def _both_ways(scores: Tensor) -> Tensor:
-    return (_one_way(scores) + _one_way(scores.T)) / 2
-
-
 def _embedded() -> list[tuple[Tensor, Tensor, float]]:
     chance = torch.Generator().manual_seed(0)
     draws = [torch.randn(2, n, 3, generator=chance) for n in (3, 4, 4)]
@@ -123,15 +120,15 @@ contrast = Exercise(
             "both directions.",
         ),
         "sum of both": Mistake(
-            lambda a, b, t: 2 * _both_ways(a @ b.T / t),
+            lambda a, b, t: 2 * matching_loss(a @ b.T / t),
             "it adds both directions. Take their mean.",
         ),
         "times temperature": Mistake(
-            lambda a, b, t: _both_ways(a @ b.T * t),
+            lambda a, b, t: matching_loss(a @ b.T * t),
             "it multiplies by the temperature. Divide.",
         ),
         "no temperature": Mistake(
-            lambda a, b, t: _both_ways(a @ b.T),
+            lambda a, b, t: matching_loss(a @ b.T),
             "it leaves out the temperature.",
         ),
         "no others": Mistake(
@@ -140,15 +137,15 @@ contrast = Exercise(
             "everything the same embedding would be best.",
         ),
         "sign": Mistake(
-            lambda a, b, t: -_both_ways(a @ b.T / t),
+            lambda a, b, t: -matching_loss(a @ b.T / t),
             "it is negative. Logarithms of probabilities are, so the loss takes the minus.",
         ),
         "sum over clips": Mistake(
-            lambda a, b, t: len(a) * _both_ways(a @ b.T / t),
+            lambda a, b, t: len(a) * matching_loss(a @ b.T / t),
             "it adds up the clips. Take their mean.",
         ),
         "itself": Mistake(
-            lambda a, b, t: _both_ways(a @ a.T / t),
+            lambda a, b, t: matching_loss(a @ a.T / t),
             "it compares first with first. Sounds look for films.",
         ),
         "all pairs": Mistake(
@@ -243,7 +240,7 @@ def floor_of(world: World, clips: Int[Tensor, " b"], *, instruments_only: bool =
     best = 4.0 * (of["instrument"][:, None] == of["instrument"]).double()
     if not instruments_only:
         best = best * torch.where(of["click"][:, None] == of["flash"], 2.0, 2 / 3)
-    return float(_both_ways(best.log()))
+    return float(matching_loss(best.log()))
 
 
 # 4. Which curve cheats?
@@ -264,6 +261,15 @@ _RUNS = {
 }
 
 
+_CLUES = {
+    1: "with story 1 it begins at log(64) = 4.16, falls at once and ends near 2.8.",
+    2: "with story 2 it begins at log(16) = 2.77.",
+    3: "with story 3 it falls below the floor of its batch.",
+    4: "with story 4 it begins at log(64) = 4.16 and falls slowly.",
+    5: "with story 5 it stays at log(64) = 4.16: another clip's film tells nothing.",
+}
+
+
 def four_curves() -> dict[str, Float[Tensor, " points"]]:
     """Losses of four trainings, as `benchmarks/training.py` found them with the first seed."""
     return {letter: results.curve(_RUNS[number]) for letter, number in _CURVES.items()}
@@ -279,28 +285,11 @@ which_cheats = Exercise(
         "With 16 clips in a batch about 4 share an instrument, so its floor is near 1.5. Which "
         "curve falls below the floor of its own batch?",
     ),
-    verify=matching(
-        _CURVES,
-        {
-            1: "with story 1 it begins at log(64) = 4.16, falls at once and ends near 2.8.",
-            2: "with story 2 it begins at log(16) = 2.77.",
-            3: "with story 3 it falls below the floor of its batch.",
-            4: "with story 4 it begins at log(64) = 4.16 and falls slowly.",
-            5: "with story 5 it stays at log(64) = 4.16: another clip's film tells nothing.",
-        },
-        one="curve",
-    ),
+    verify=matching(_CURVES, _CLUES, "curve"),
     mistakes={
-        "lowest but one": Mistake(
-            lambda: {"A": 3, "B": 2, "C": 4, "D": 1},
-            "with story 3 it falls below the floor of its batch.",
-        ),
-        "slow is shuffled": Mistake(
-            lambda: {"A": 2, "B": 3, "C": 5, "D": 1}, "with story 5 it stays at log(64) = 4.16"
-        ),
-        "exchanged": Mistake(
-            lambda: {"A": 2, "B": 3, "C": 1, "D": 4}, "with story 1 it begins at log(64) = 4.16"
-        ),
+        "lowest but one": Mistake(lambda: {**_CURVES, "A": 3, "B": 2}, _CLUES[3]),
+        "slow is shuffled": Mistake(lambda: {**_CURVES, "C": 5}, _CLUES[5]),
+        "exchanged": Mistake(lambda: {**_CURVES, "C": 1, "D": 4}, _CLUES[1]),
     },
 )
 

@@ -36,22 +36,26 @@ def seeds(run: str) -> list[int]:
     return [result["seed"] for result in of(run)]
 
 
-def scores(run: str, seed: int = 0, clips: str = "all") -> Scores:
-    """One training's table of `READOUTS`; `clips` is "all", "without audio" or "without video"."""
+def one(run: str, seed: int) -> dict[str, Any]:
+    """The training of one name and seed."""
     (result,) = (result for result in of(run) if result["seed"] == seed)
-    counted = result["counted"][clips]
-    return Scores(
-        tuple(result["readouts"]),
-        tuple(result["labels"]),
-        torch.tensor(result["right"][clips]),
-        torch.tensor(counted),
-    ).only(*READOUTS)
+    return result
+
+
+def scores_of(result: dict[str, Any], clips: str) -> Scores:
+    """A training's table; `clips` is "all", "without audio" or "without video"."""
+    right, counted = (torch.tensor(result[name][clips]) for name in ("right", "counted"))
+    return Scores(tuple(result["readouts"]), tuple(result["labels"]), right, counted)
+
+
+def scores(run: str, seed: int = 0, clips: str = "all") -> Scores:
+    """The rows of `READOUTS` in one training's table."""
+    return scores_of(one(run, seed), clips).only(*READOUTS)
 
 
 def curve(run: str, seed: int = 0) -> Float[Tensor, " points"]:
     """The loss of one training, in as many steps as were kept."""
-    (result,) = (result for result in of(run) if result["seed"] == seed)
-    return torch.tensor(result["curve"])
+    return torch.tensor(one(run, seed)["curve"])
 
 
 def every(run: str) -> int:
@@ -82,11 +86,7 @@ def word(accuracy: float, readout: str, label: str) -> str:
 
 def words(scores: Scores) -> str:
     """The table of words, one row a label; it is the same on every machine."""
-    lines = [" " * 12 + "".join(name.rjust(9) for name in scores.readouts)]
-    for label in scores.labels:
-        cells = (word(scores[name, label], name, label).rjust(9) for name in scores.readouts)
-        lines.append(label.ljust(12) + "".join(cells))
-    return "\n".join(lines)
+    return scores.table(word, width=9)
 
 
 def draw(scores: Scores, *, title: str = "", frames: bool = True, ax: Axes | None = None) -> Axes:
@@ -99,6 +99,7 @@ def draw(scores: Scores, *, title: str = "", frames: bool = True, ax: Axes | Non
         scores.labels,
         torch.tensor(limits),
         torch.tensor(least),
+        margin=MARGIN,
         frames=frames,
         title=title,
         ax=ax,

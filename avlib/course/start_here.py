@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from avlib.course.exercise import Exercise, Mistake
-from avlib.plots import COLOURS, HIDDEN, INK, canvas
+from avlib.plots import BROWN, COLOURS, HIDDEN, INK, canvas
 
 
 def _count_by_hand(height: int, width: int, patch: int) -> int:
@@ -57,7 +57,7 @@ TRACKS = {"masks": ["01", "02", "05", "06", "07"], "memory": ["01", "03", "04", 
 def draw_map(ax: Axes | None = None) -> Axes:
     """The two tracks; notebooks still to come are grey."""
     ax = canvas(ax, 10, 2.6)
-    fills = {"both": COLOURS["fusion"], "masks": COLOURS["video"], "memory": "#8F5A00"}
+    fills = {"both": COLOURS["fusion"], "masks": COLOURS["video"], "memory": BROWN}
     for stops in TRACKS.values():
         for a, b in pairwise(stops):
             (x1, y1), (x2, y2) = NOTEBOOKS[a][2], NOTEBOOKS[b][2]

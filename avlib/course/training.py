@@ -41,6 +41,12 @@ def bet_score(
 
 # 1. The best guess
 
+_JOINTS = [
+    (torch.tensor([[0.25, 0.25], [0.25, 0.25]]),),
+    (torch.tensor([[0.4, 0.1, 0.0], [0.0, 0.2, 0.3]]),),
+    (torch.tensor([[0.1, 0.2], [0.3, 0.1], [0.0, 0.3]]),),
+]
+
 
 def _best_guess_by_loops(joint: Tensor) -> float:
     total = 0.0
@@ -59,11 +65,7 @@ best_guess = Exercise(
         "happen together with this row?",
         "A guess for each row, the largest entry in it. They are parts of one whole: add them.",
     ),
-    cases=[
-        (torch.tensor([[0.25, 0.25], [0.25, 0.25]]),),
-        (torch.tensor([[0.4, 0.1, 0.0], [0.0, 0.2, 0.3]]),),
-        (torch.tensor([[0.1, 0.2], [0.3, 0.1], [0.0, 0.3]]),),
-    ],
+    cases=_JOINTS,
     reference=_best_guess_by_loops,
     mistakes={
         "one cell": Mistake(
@@ -124,11 +126,7 @@ least_loss = Exercise(
         "For each entry p of a row with sum s the model says p / s. The entry adds "
         "-p · log(p / s), and 0 where p is 0.",
     ),
-    cases=[
-        (torch.tensor([[0.25, 0.25], [0.25, 0.25]]),),
-        (torch.tensor([[0.4, 0.1, 0.0], [0.0, 0.2, 0.3]]),),
-        (torch.tensor([[0.1, 0.2], [0.3, 0.1], [0.0, 0.3]]),),
-    ],
+    cases=_JOINTS,
     reference=_least_loss_by_loops,
     mistakes={
         "joint": Mistake(
@@ -183,6 +181,15 @@ _TABLES = {"A": 3, "B": 1, "C": 4, "D": 2}
 _RUNS = {1: "Zorro", 2: "published readout", 3: "video reads fusion", 4: "no positions"}
 
 
+_CLUES = {
+    1: "with story 1 no readout knows what it must not, and each learns what it can.",
+    2: "with story 2 both the audio and the video column know everything.",
+    3: "with story 3 the video column knows everything, the audio column what is heard.",
+    4: "with story 4 flash and sync suffer, and no column knows too much.",
+    5: "with story 5 the audio column knows everything, the video column what is seen.",
+}
+
+
 def four_tables() -> dict[str, Scores]:
     """What four models answered, as `benchmarks/training.py` found it with the first seed."""
     return {letter: results.scores(_RUNS[number]) for letter, number in _TABLES.items()}
@@ -198,30 +205,11 @@ whose_table = Exercise(
         "A readout that reads too much knows everything. A stream that reads fusion knows "
         "everything too, but the other stream stays pure. Without positions nobody knows when.",
     ),
-    verify=matching(
-        _TABLES,
-        {
-            1: "with story 1 no readout knows what it must not, and each learns what it can.",
-            2: "with story 2 both the audio and the video column know everything.",
-            3: "with story 3 the video column knows everything, the audio column what is heard.",
-            4: "with story 4 flash and sync suffer, and no column knows too much.",
-            5: "with story 5 the audio column knows everything, the video column what is seen.",
-        },
-        one="table",
-    ),
+    verify=matching(_TABLES, _CLUES, "table"),
     mistakes={
-        "columns": Mistake(
-            lambda: {"A": 5, "B": 1, "C": 4, "D": 2},
-            "with story 5 the audio column knows everything",
-        ),
-        "streams for readouts": Mistake(
-            lambda: {"A": 2, "B": 1, "C": 4, "D": 3},
-            "with story 2 both the audio and the video column know everything.",
-        ),
-        "no table is right": Mistake(
-            lambda: {"A": 3, "B": 4, "C": 1, "D": 2},
-            "with story 4 flash and sync suffer, and no column knows too much.",
-        ),
+        "columns": Mistake(lambda: {**_TABLES, "A": 5}, _CLUES[5]),
+        "streams for readouts": Mistake(lambda: {**_TABLES, "A": 2, "D": 3}, _CLUES[2]),
+        "no table is right": Mistake(lambda: {**_TABLES, "B": 4, "C": 1}, _CLUES[4]),
     },
 )
 

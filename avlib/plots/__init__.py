@@ -5,4 +5,4 @@ from avlib.plots.clips import film_strip, picture, spectrogram, waveform
 from avlib.plots.learning import accuracies, curves
 from avlib.plots.masks import influence, mask, rules
 from avlib.plots.memory import CARDS, GB, budget, legend, peaks, timeline
-from avlib.plots.style import COLOURS, FOCUS, HIDDEN, INK, OTHER, canvas, colour
+from avlib.plots.style import BROWN, COLOURS, FOCUS, HIDDEN, INK, OTHER, canvas, colour

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from avlib.plots.style import COLOURS, FOCUS, INK, OTHER, apart, canvas
+from avlib.plots.style import BROWN, COLOURS, FOCUS, INK, OTHER, apart, canvas
 from avlib.plots.tables import frame, table
 
 
@@ -19,6 +19,7 @@ def accuracies(
     best: Float[Tensor, "readouts labels"],
     chance: Float[Tensor, " labels"],
     *,
+    margin: float = 0.04,
     frames: bool = True,
     title: str = "",
     ax: Axes | None = None,
@@ -34,6 +35,7 @@ def accuracies(
         readouts, labels: names of its rows and columns.
         best: what each readout can reach by what it may read.
         chance: what someone reaches who reads nothing.
+        margin: what is better than `best` by no more than this is not framed.
         frames: draw frames.
         title: above the picture.
         ax: where to draw; by default a new figure.
@@ -43,7 +45,7 @@ def accuracies(
     blind = chance.tolist()
 
     def leaks(i: int, j: int) -> bool:
-        return frames and found[i][j] > most[i][j] + 0.04
+        return frames and found[i][j] > most[i][j] + margin
 
     def strength(i: int, j: int) -> float:
         least = most[i][j] if most[i][j] < 1 else blind[i]
@@ -84,7 +86,7 @@ def curves(
         ax: where to draw; by default a new figure.
     """
     ax = canvas(ax, 7, 3.4)
-    others = cycle([OTHER, FOCUS, INK, "#8F5A00"])
+    others = cycle([OTHER, FOCUS, INK, BROWN])
     styles = cycle(["-", "--", "-.", ":"])
     longest = max(len(values) for values in lines.values()) * every
     top = max(float(values.max()) for values in lines.values())

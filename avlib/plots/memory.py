@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from avlib.memory import KINDS, MemoryUse, readable
-from avlib.plots.style import FOCUS, INK, apart, canvas
+from avlib.plots.style import BROWN, FOCUS, INK, apart, canvas
 
 # What comes with the weights is grey, what comes with the data is not.
 KIND_COLOURS = dict(
@@ -21,7 +21,7 @@ KIND_COLOURS = dict(
 KIND_HATCHES = dict(zip(KINDS, ("", "//", "..", "\\\\", "", "xx", "--"), strict=True))
 CARDS = (8, 16, 24, 80, 141)  # GB of memory on GPUs that are sold; a GB is 10⁹ bytes
 GB = 10**9
-_STYLES = [("s", FOCUS), ("^", "#8F5A00"), ("o", "#009E73"), ("D", "#0072B2"), ("v", INK)]
+_STYLES = [("s", FOCUS), ("^", BROWN), ("o", "#009E73"), ("D", "#0072B2"), ("v", INK)]
 
 
 def timeline(

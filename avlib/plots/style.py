@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {"audio": "#E69F00", "video": "#0072B2", "fusion": "#009E73", "global": "#CC79A7"}
-OTHER, HIDDEN, FOCUS, INK = "#56B4E9", "#F2F2F2", "#D55E00", "#333333"
+OTHER, BROWN, HIDDEN, FOCUS, INK = "#56B4E9", "#8F5A00", "#F2F2F2", "#D55E00", "#333333"
 
 
 def colour(group: str) -> str:
