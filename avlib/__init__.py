@@ -1,7 +1,9 @@
 """Deep audio-visual transformers, complete and small enough to read.
 
 - `sound`, `tokens`: waveforms become spectrograms, and these and film strips tokens, and back
-- `masks`: who may read whom (`Visibility`)
+- `masks`: who may read whom, group by group (`Visibility`)
+- `token_masks`, `named_tokens`: and token by token (`Mask`, `as_mask`); `gallery` has the masks of
+  the literature, `reach` what follows from one, `attention_maps` what a model makes of it
 - `leaks`: whether a model keeps to it (`influence`)
 - `attention`: attention between groups, feed-forward
 - `coupling`, `reversible`: blocks with an inverse, and what is made of them
@@ -15,11 +17,14 @@
 - `examples`, `objective`, `training`, `evaluation`: batches, losses, a training that can be stopped
   at any moment, and what was learned; `plan`, `resume`, `checkpoint` and `processes` are its parts
 - `trained`: a small Zorro with weights
+- `explorer`: sliders over a mask or a model's attention (`explore`); `draw` is its still picture
 - `plots`, `widgets`, `course`: pictures, sliders and exercises for the notebooks
 
 Axes, in every shape: b batch, c channels, t frames, y/x space, f frequency, n tokens, i readers,
 j read, h heads, d features.
 """
+
+from typing import Any
 
 from avlib.attention import Attention, FeedForward, attend
 from avlib.clip_folder import ClipFolder
@@ -33,6 +38,7 @@ from avlib.masks import Visibility, zorro_readout, zorro_trunk
 from avlib.objective import Objective
 from avlib.reversible import DualModalityReversibleSequence, ReversibleSequence
 from avlib.sound import LogMelSpectrogram, SpecAugment
+from avlib.token_masks import Mask, as_mask
 from avlib.tokens import (
     FactorisedPositions,
     TokenType,
@@ -46,3 +52,16 @@ from avlib.trained import small_zorro, trained_zorro
 from avlib.training import train
 from avlib.world import World
 from avlib.zorro import Zorro
+
+
+def __getattr__(name: str) -> Any:
+    """`explore` and `draw`, which load matplotlib and ipywidgets when they are first asked for."""
+    if name == "draw":
+        from avlib.plots import draw
+
+        return draw
+    if name == "explore":
+        from avlib.explorer import explore
+
+        return explore
+    raise AttributeError(f"module 'avlib' has no attribute {name!r}")

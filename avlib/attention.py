@@ -204,6 +204,42 @@ class Attention(nn.Module):
             for name, heads in answers.items()
         }
 
+    def weights(
+        self,
+        query: Float[Tensor, "*b i d"],
+        visibility: Visibility,
+        reader: str,
+        *,
+        streams: Streams | None = None,
+        kept: Mapping[str, KeysValues] | None = None,
+        key_masks: Mapping[str, Bool[Tensor, "*b _n"]] | None = None,
+    ) -> dict[str, Float[Tensor, "*b h i _j"]]:
+        """How much some tokens of a reader group weigh each key, to look at: softmax(q·kᵀ/√d).
+
+        Args:
+            query: those tokens, as they enter `forward`.
+            visibility: what the group reads.
+            reader: its name.
+            streams, kept, key_masks: as for `forward`.
+
+        Returns:
+            One tensor for each key group that it reads; over all of them a row sums to 1, or to 0
+            where all keys are padding.
+        """
+        names, scores = visibility.reads[reader], []
+        for name in names:
+            if kept is not None and name in kept:
+                key, _ = kept[name]
+            else:
+                key, _ = self.keys_values(self.norm((streams or {})[name]))
+            score = self._split(self.to_q(self.norm(query))) @ key.mT * key.shape[-1] ** -0.5
+            if key_masks and name in key_masks:
+                score = score.masked_fill(~key_masks[name][..., None, None, :], -torch.inf)
+            scores.append(score)
+        weights = torch.cat(scores, -1).softmax(-1).nan_to_num(0)
+        parts = weights.split([score.shape[-1] for score in scores], -1)
+        return dict(zip(names, parts, strict=True))
+
     def keys_values(self, stream: Float[Tensor, "*b n d"]) -> KeysValues:
         """The keys and values of tokens, which are taken as they are: norm them before."""
         key, value = self.to_kv(stream).chunk(2, dim=-1)

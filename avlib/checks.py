@@ -26,6 +26,14 @@ def _check_sizes(where: str, kind: Any, noun: str, sizes: Mapping[str, Any]) -> 
             raise ValueError(f"{where}: {name} is {size!r}; give a positive {noun}")
 
 
+def check_number(where: str, what: str, number: Any, count: int) -> None:
+    """Refuse a number that counts none of so many things."""
+    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= int(number) < count:
+        raise ValueError(
+            f"{where}: got {what} {number!r}, there are {count}; count from 0 to {count - 1}"
+        )
+
+
 def check_depth(depth: int) -> None:
     """Refuse what is no number of layers."""
     if not isinstance(depth, Integral) or isinstance(depth, bool) or depth < 0:

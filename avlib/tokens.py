@@ -38,7 +38,7 @@ def pair(value: Pair, name: str) -> tuple[int, int]:
     Raises:
         ValueError: the value is no positive whole number and no pair of two.
     """
-    both = _whole(value if isinstance(value, tuple | list) else (value, value))
+    both = whole(value if isinstance(value, tuple | list) else (value, value))
     if len(both) != 2:
         raise ValueError(f"{name}: got {value!r}; give a positive whole number or a pair of two")
     return both
@@ -50,7 +50,7 @@ def triple(value: tuple[int, int, int], name: str) -> tuple[int, int, int]:
     Raises:
         ValueError: it is not three positive whole numbers.
     """
-    three = _whole(value if isinstance(value, tuple | list) else (value,))
+    three = whole(value if isinstance(value, tuple | list) else (value,))
     if len(three) != 3:
         raise ValueError(
             f"{name}: got {value!r}; give (frames, height, width), three positive whole numbers"
@@ -58,7 +58,7 @@ def triple(value: tuple[int, int, int], name: str) -> tuple[int, int, int]:
     return three
 
 
-def _whole(values: Sequence[Any]) -> tuple[int, ...]:
+def whole(values: Sequence[Any]) -> tuple[int, ...]:
     """The values as positive whole numbers, NumPy's too; nothing if one is something else."""
     good = all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in values)
     return tuple(int(n) for n in values) if good else ()
@@ -196,7 +196,7 @@ def unpatchify_video(
 def _check_grid(
     where: str, patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...], channels: int = 1
 ) -> None:
-    if len(_whole(grid if isinstance(grid, tuple | list) else ())) != len(patch):
+    if len(whole(grid if isinstance(grid, tuple | list) else ())) != len(patch):
         raise ValueError(f"{where}: grid is {grid!r}; give {len(patch)} positive whole numbers")
     wanted = (math.prod(grid), channels * math.prod(patch))
     if patches.ndim != 3 or tuple(patches.shape[1:]) != wanted:
@@ -238,7 +238,7 @@ class FactorisedPositions(nn.Module):
         Raises:
             ValueError: the grid exceeds a table.
         """
-        if len(grid) != len(self.tables) or len(_whole(grid)) != len(grid):
+        if len(grid) != len(self.tables) or len(whole(grid)) != len(grid):
             raise ValueError(
                 f"positions: grid is {grid}; give a positive number of patches for each of "
                 f"{list(self.tables)}"

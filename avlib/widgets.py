@@ -1,77 +1,105 @@
-"""Sliders that redraw a picture and say in a sentence what it shows."""
+"""Sliders that redraw pictures and say in a sentence what they show."""
 
 import io
+import time
 from collections.abc import Callable, Mapping, Sequence
-from textwrap import fill
+from functools import lru_cache
+from textwrap import wrap
 from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+from avlib.plots.live import font, png
+
+Picture = Figure | bytes
+# Picture or pictures, sentence, and perhaps a note.
+Drawn = tuple[Picture | Sequence[Picture], str] | tuple[Picture | Sequence[Picture], str, str]
+KEPT = 64  # settings whose pictures are kept
+SLOW = 0.3  # seconds; before a drawing that takes longer "…" is shown
 
 
 class PictureSliders(ipywidgets.VBox):
-    """Some sliders, a picture and a sentence; the arrow keys move a slider.
+    """Some sliders, a sentence and pictures; the arrow keys move a slider.
 
-    Where no kernel runs (a page on the web, an unopened notebook) the first picture and its
+    Where no kernel runs (a page on the web, an unopened notebook) the first pictures and their
     sentence stand in for it.
 
     Args:
         controls: name of a slider → what it may be set to.
-        draw: one value for each slider → (figure, sentence). Called when they are first shown.
+        draw: one value for each slider → (picture, sentence), or with a note as third, which is
+            not read aloud. A picture is a figure or PNG; there may be several, one below the
+            other. Called when they are first shown.
         start: where sliders start; by default at their first value.
+        play: the name of a slider over a range, which gets a button to let it run and pause.
     """
 
     def __init__(
         self,
         controls: Mapping[str, Sequence[Any]],
-        draw: Callable[..., tuple[Figure, str]],
+        draw: Callable[..., Drawn],
         start: Mapping[str, Any] | None = None,
+        play: str | None = None,
     ) -> None:
         self._draw = draw
-        self._drawn: dict[tuple[Any, ...], tuple[bytes, str]] = {}
+        self._drawn = lru_cache(KEPT)(self._pictures)
+        self._seconds = 0.0
+        width = "initial" if len(controls) == 1 else "6em"
         self.sliders = [
-            ipywidgets.SelectionSlider(
-                options=list(values),
-                value=(start or {}).get(name, values[0]),
-                description=name,
-                style={"description_width": "initial" if len(controls) == 1 else "6em"},
-                layout={"width": "30em"},
-            )
+            _slider(name, values, (start or {}).get(name, values[0]), width)
             for name, values in controls.items()
         ]
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-        self.sentence = ipywidgets.HTML()
         for slider in self.sliders:
             slider.observe(self._show, names="value")
+        pictures, _, _ = self._drawn(*self._values())
+        self.images = [
+            ipywidgets.Image(format="png", layout={"max_width": "100%"}) for _ in pictures
+        ]
+        self.sentence, self.note = ipywidgets.HTML(), ipywidgets.HTML()
         self._show()
+        rows = [
+            _with_play_button(slider) if slider.description == play else slider
+            for slider in self.sliders
+        ]
         super().__init__(
-            [*self.sliders, self.image, self.sentence], layout={"align_items": "flex-start"}
+            [*rows, self.sentence, *self.images, self.note], layout={"align_items": "flex-start"}
         )
 
     def _values(self) -> tuple[Any, ...]:
         return tuple(slider.value for slider in self.sliders)
 
+    def _pictures(self, *values: Any) -> tuple[list[bytes], str, str]:
+        begun = time.perf_counter()
+        drawn, sentence, *note = self._draw(*values)
+        pictures = [drawn] if isinstance(drawn, Figure | bytes) else drawn
+        encoded = [_encoded(picture) for picture in pictures]
+        self._seconds = time.perf_counter() - begun
+        return encoded, sentence, note[0] if note else ""
+
     def _show(self, _: Any = None) -> None:
-        values = self._values()
-        if values not in self._drawn:
-            self._say("…")  # drawing may take a moment
-            figure, sentence = self._draw(*values)
-            self._drawn[values] = _png(figure), sentence
-        self.image.value, sentence = self._drawn[values]
-        self.image.alt = sentence
+        if self._seconds > SLOW:
+            self._say("…")
+        pictures, sentence, note = self._drawn(*self._values())
+        for image, picture in zip(self.images, pictures, strict=True):
+            image.value = picture
+        self.images[0].alt = sentence
+        self.note.value = f'<p style="line-height: 1.4">{note}</p>' if note else ""
         self._say(sentence)
 
     def _say(self, sentence: str) -> None:
-        self.sentence.value = f'<p role="status" aria-live="polite">{sentence}</p>'
+        self.sentence.value = (
+            '<p role="status" aria-live="polite" style="line-height: 1.4; min-height: 2.8em">'
+            f"{sentence}</p>"
+        )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**kwargs)
-        figure, sentence = self._draw(*self._values())
+        pictures, sentence, note = self._drawn(*self._values())
         settings = ", ".join(f"{slider.description} = {slider.value}" for slider in self.sliders)
-        caption = f"{settings}. {sentence}"
-        figure.supxlabel(fill(caption, int(12 * figure.get_figwidth())), fontsize=10)
-        return {**bundle, "image/png": _png(figure), "text/plain": caption}
+        caption = f"{settings}. {sentence} {note}".rstrip()
+        return {**bundle, "image/png": _stacked(pictures, caption), "text/plain": caption}
 
 
 class PictureSlider(PictureSliders):
@@ -85,17 +113,49 @@ class PictureSlider(PictureSliders):
     """
 
     def __init__(
-        self,
-        name: str,
-        values: Sequence[Any],
-        draw: Callable[[Any], tuple[Figure, str]],
-        value: Any = None,
+        self, name: str, values: Sequence[Any], draw: Callable[[Any], Drawn], value: Any = None
     ) -> None:
         super().__init__({name: values}, draw, None if value is None else {name: value})
 
 
-def _png(figure: Figure) -> bytes:
+def _slider(name: str, values: Sequence[Any], value: Any, width: str) -> ipywidgets.Widget:
+    look = {
+        "description": name,
+        "value": value,
+        "style": {"description_width": width},
+        "layout": {"width": "30em"},
+    }
+    if isinstance(values, range) and values.step == 1:  # a number can be typed too
+        return ipywidgets.IntSlider(min=values[0], max=values[-1], **look)
+    return ipywidgets.SelectionSlider(options=list(values), **look)
+
+
+def _with_play_button(slider: ipywidgets.Widget) -> ipywidgets.HBox:
+    """The browser moves the slider, so that it stops at once."""
+    button = ipywidgets.Play(min=slider.min, max=slider.max, value=slider.value, interval=300)
+    ipywidgets.jslink((button, "value"), (slider, "value"))
+    return ipywidgets.HBox([slider, button])
+
+
+def _encoded(picture: Picture) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    plt.close(figure)
+    picture.savefig(buffer, format="png", dpi=90)
+    plt.close(picture)
     return buffer.getvalue()
+
+
+def _stacked(pictures: Sequence[bytes], caption: str) -> bytes:
+    """Pictures one below the other, and in words what they show."""
+    images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+    width = max(500, *(image.width for image in images))
+    lines = wrap(caption, (width - 20) // 7)
+    height = sum(image.height for image in images)
+    page = Image.new("RGB", (width, height + 18 * len(lines) + 14), "white")
+    top = 0
+    for image in images:
+        page.paste(image, (0, top))
+        top += image.height
+    ImageDraw.Draw(page).text((10, top + 4), "\n".join(lines), fill="#333333", font=font(12))
+    return png(page)

@@ -257,13 +257,16 @@ class Visit:
 
 
 def _seen(box: Locator) -> tuple[str, str]:
-    """The sentence and the picture's bytes; text_content, for a cell out of sight has no inner."""
-    return box.locator("[role=status]").text_content() or "", box.locator("img").evaluate(_BYTES)
+    """The sentence and the pictures' bytes; text_content, for a cell out of sight has no inner."""
+    words = box.locator("[role=status]").text_content() or ""
+    return words, box.locator("img").evaluate_all(_BYTES)
 
 
-_BYTES = """async image => {
-    const bytes = await (await fetch(image.src)).arrayBuffer();
-    return String.fromCharCode(...new Uint8Array(await crypto.subtle.digest("SHA-1", bytes)));
+_BYTES = """async images => {
+    const bytes = images.map(async image => (await fetch(image.src)).arrayBuffer());
+    const all = new Blob(await Promise.all(bytes));
+    const sum = await crypto.subtle.digest("SHA-1", await all.arrayBuffer());
+    return String.fromCharCode(...new Uint8Array(sum));
 }"""
 # The source of the cell that runs; null when all have answered, or after one has failed.
 _RUNNING = f"""() => {{

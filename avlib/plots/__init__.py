@@ -3,6 +3,6 @@
 from avlib.plots.blocks import couplings
 from avlib.plots.clips import film_strip, picture, spectrogram, waveform
 from avlib.plots.learning import accuracies, curves
-from avlib.plots.masks import influence, mask, rules
+from avlib.plots.masks import draw
 from avlib.plots.memory import CARDS, GB, budget, legend, peaks, timeline
 from avlib.plots.style import BROWN, COLOURS, FOCUS, HIDDEN, INK, OTHER, canvas, colour

@@ -1,74 +1,58 @@
-"""Masks token by token, rules group by group, and what influence was measured."""
+"""Masks, rules and what influence was measured: whatever says who reads whom, drawn by `draw`."""
 
-from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.patches import Rectangle
 
 from avlib.leaks import Influence
 from avlib.masks import Visibility
-from avlib.plots.style import HIDDEN, INK, bare, canvas, colour, ink_on
+from avlib.named_tokens import Layout
+from avlib.plots.cells import Cells, cells_axes, check_drawable
+from avlib.plots.style import canvas, colour, ink_on
 from avlib.plots.tables import frame, table
+from avlib.token_masks import as_mask
 
 
-def mask(
-    visibility: Visibility,
-    readers: Mapping[str, int],
-    keys: Mapping[str, int] | None = None,
+def draw(
+    source: Any,
+    tokens: Layout | None = None,
+    keys: Layout | None = None,
     *,
+    row: int | None = None,
+    batch: int = 0,
+    head: int = 0,
+    title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """The mask token by token: row i reads column j where the cell has the column's colour.
+    """Who reads whom: row i reads column j where the cell has the column's colour.
+
+    A row that reads nothing has a dashed line. A Visibility without sizes is drawn as the table of
+    its rules, and what `influence` measured as its table.
 
     Args:
-        visibility: the rules.
-        readers: tokens in each reader group, top to bottom.
-        keys: tokens in each key group, left to right; by default the same as the readers.
+        source: whatever `as_mask` takes, a Visibility alone, or an Influence.
+        tokens, keys: names with sizes or grids, see `as_mask`.
+        row: draw this row in full and fade the others.
+        batch, head: which mask, where there are several.
+        title: above it.
         ax: where to draw; by default a new figure.
+
+    Raises:
+        ValueError: see `as_mask`; or more than 4096 tokens along a side.
     """
-    keys = readers if keys is None else keys
-    visible = visibility.dense(readers, keys).numpy()
-    columns = np.concatenate([[to_rgb(colour(name))] * keys[name] for name in visibility.keys])
-    cells = np.where(visible[..., None], columns[None], to_rgb(HIDDEN))
-    height, width = visible.shape
-    ax = canvas(ax, 4.6, 4.6 * min(2, max(0.4, height / width)))
-    ax.imshow(cells, interpolation="nearest")
-    if max(height, width) <= 64:
-        ax.hlines(np.arange(height + 1) - 0.5, -0.5, width - 0.5, color="white", lw=1)
-        ax.vlines(np.arange(width + 1) - 0.5, -0.5, height - 0.5, color="white", lw=1)
-    band = max(height, width) * 0.035
-    for names, sizes, along_x in (
-        (visibility.keys, keys, True),
-        (visibility.readers, readers, False),
-    ):
-        edge = -0.5
-        for name in names:
-            size = sizes[name]
-            corner, shape = (edge, -0.5 - 1.4 * band), (size, band)
-            label = (edge + size / 2, -0.5 - 1.9 * band)
-            if not along_x:
-                corner, shape, label = corner[::-1], shape[::-1], label[::-1]
-            ax.add_patch(Rectangle(corner, *shape, color=colour(name), lw=0, clip_on=False))
-            ax.text(
-                *label,
-                f"{name[0].upper()} {name}",
-                ha="center" if along_x else "right",
-                va="bottom" if along_x else "center",
-            )
-            edge += size
-            line = ax.axvline if along_x else ax.axhline
-            if edge < (width if along_x else height) - 1:
-                line(edge, color=INK, lw=1.2)
-    bare(ax)
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    ax.set_xlabel("is read  (keys)")
-    ax.set_ylabel("reads  (queries)", labelpad=70)
-    return ax
+    if isinstance(source, Influence):
+        return _influence(source, title, ax)
+    if isinstance(source, Visibility) and tokens is None:
+        return _rules(source, title, ax)
+    mask = as_mask(source, tokens, keys)
+    check_drawable(len(mask.readers), len(mask.keys))
+    if row is not None:
+        mask.readers.group(row)
+    cells = Cells(mask.dense(batch=batch, head=head), mask.readers, mask.keys)
+    return cells_axes(cells, row=row, title=title, ax=ax)
 
 
-def rules(visibility: Visibility, *, title: str = "", ax: Axes | None = None) -> Axes:
+def _rules(visibility: Visibility, title: str, ax: Axes | None) -> Axes:
     """The rules group by group: a row reads the columns that are coloured and lettered."""
     readable = visibility.table()
     ax = canvas(ax, 0.9 * len(visibility.keys) + 1.2, 0.6 * len(visibility.readers) + 0.8)
@@ -77,7 +61,7 @@ def rules(visibility: Visibility, *, title: str = "", ax: Axes | None = None) ->
     return ax
 
 
-def influence(measured: Influence, *, title: str = "", ax: Axes | None = None) -> Axes:
+def _influence(measured: Influence, title: str, ax: Axes | None) -> Axes:
     """A measured table: coloured where the input moves the output, framed in red where it leaks.
 
     Each cell holds the largest gradient.

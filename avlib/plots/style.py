@@ -1,6 +1,7 @@
 """One colour for each group everywhere, and a letter with it: no picture needs colour alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -14,6 +15,12 @@ OTHER, BROWN, HIDDEN, FOCUS, INK = "#56B4E9", "#8F5A00", "#F2F2F2", "#D55E00", "
 def colour(group: str) -> str:
     """The colour of a group of tokens; groups beyond the known ones share one."""
     return COLOURS.get(group, OTHER)
+
+
+def colours(groups: Sequence[str]) -> dict[str, str]:
+    """A colour for each group: those beyond the known ones take turns at some more."""
+    more = cycle([OTHER, BROWN, "#777777", "#F0E442"])
+    return {group: COLOURS.get(group) or next(more) for group in groups}
 
 
 def canvas(ax: Axes | None, width: float, height: float) -> Axes:

@@ -25,7 +25,7 @@ def main() -> None:
     plots.spectrogram(sound, grid=16, columns_per_second=100, ax=spectrogram)
     spectrogram.set_title("its sound becomes audio tokens", color="#8F5A00", weight="bold")
     mask = right.subplots()
-    plots.mask(avlib.zorro_trunk("audio", "video"), {"audio": 8, "video": 12, "fusion": 4}, ax=mask)
+    plots.draw(avlib.zorro_trunk("audio", "video"), {"audio": 8, "video": 12, "fusion": 4}, ax=mask)
     target = Path(__file__).with_name("zorro.png")
     figure.savefig(target, dpi=100, facecolor="white", metadata={"Software": None})
     print(f"wrote {target.name}, {target.stat().st_size // 1000} kB")

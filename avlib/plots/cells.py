@@ -1,0 +1,196 @@
+"""Many cells as one picture: a row reads a column as much as the cell has of the column's colour.
+
+The picture is an array of palette numbers, which matplotlib shows, and which a slider redraws in
+milliseconds. What is drawn (masks, layers, attention) comes as strengths from 0 to 1.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avlib.named_tokens import UNNAMED, Tokens
+from avlib.plots.live import pixel_axes, pixel_figure
+from avlib.plots.style import FOCUS, HIDDEN, INK, bare, colours
+
+LARGEST = 4096  # tokens along a side
+SIDE = 1024  # pixels of the picture at the most
+LINED = 10  # pixels of a cell from which cells are told apart by lines
+SHADES = 12  # steps from hidden to full
+FADED = 0.4  # of its strength is left to a row that is not the one to look at
+GUTTER = 9  # pixels for the arrow before a row
+
+Raster = NDArray[np.uint8]
+
+
+def check_drawable(readers: int, keys: int) -> None:
+    """Refuse what would take minutes to draw."""
+    if max(readers, keys) > LARGEST:
+        raise ValueError(
+            f"draw: {readers:,} × {keys:,} tokens; up to {LARGEST:,} along a side are drawn. Give "
+            "the same rules smaller groups, or draw the rules alone: draw(visibility)"
+        )
+
+
+class Cells:
+    """A table of strengths as a picture, with one row in focus or none.
+
+    Args:
+        strength: from 0 (hidden) to 1, (readers, keys).
+        readers, keys: whose rows and columns they are.
+    """
+
+    def __init__(
+        self, strength: Float[Tensor, "i j"] | Bool[Tensor, "i j"], readers: Tokens, keys: Tokens
+    ) -> None:
+        self.readers, self.keys = readers, keys
+        longest = max(strength.shape)
+        self.together = -(-longest // SIDE)  # tokens that share a pixel
+        self.width = max(1, min(40, SIDE // 2 // longest))  # pixels of a cell
+        self.height = max(self.width, min(20, 120 // len(readers)))  # few rows are high rows
+        self._shades = colours(tuple(keys.grids))
+        self._fade = SHADES * len(self._shades)  # from a full colour to the faded one
+        values = strength.float().clamp(0, 1).numpy()
+        steps = np.ceil(values * (SHADES - 1)).astype(np.uint8)
+        empty = ~steps.any(1)
+        if self.together > 1:  # of those that share a pixel the strongest is seen
+            for axis in (0, 1):
+                starts = np.arange(0, steps.shape[axis], self.together)
+                steps = np.maximum.reduceat(steps, starts, axis=axis)
+            empty = np.maximum.reduceat(empty, np.arange(0, len(empty), self.together))
+        group = np.repeat(np.arange(len(keys.grids)), [*keys.sizes.values()])[:: self.together]
+        cells = (steps + SHADES * group).astype(np.uint8)
+        self._full, self._faded = (
+            self._finished(cells + np.uint8(fade), empty) for fade in (0, self._fade)
+        )
+
+    @property
+    def palette(self) -> Raster:
+        """The colours, (number, 3) in [0, 255]: of full rows, of faded rows, then three more."""
+        hidden = np.array(to_rgb(HIDDEN))
+        share = np.linspace(0, 1, SHADES)[:, None]
+        mixed = [
+            hidden + share * fade * (np.array(to_rgb(shade)) - hidden)
+            for fade in (1, FADED)
+            for shade in self._shades.values()
+        ]
+        more = [to_rgb(shade) for shade in ("white", INK, FOCUS)]
+        return np.rint(255 * np.concatenate([*mixed, more])).astype(np.uint8)
+
+    def raster(self, row: int | None = None) -> Raster:
+        """The picture in numbers of the palette; with a row the others are faded."""
+        if row is None:
+            return self._full
+        white, _, focus = self._specials
+        at = row // self.together
+        top, bottom = at * self.height, (at + 1) * self.height
+        picture = self._faded.copy()
+        picture[top:bottom] = self._full[top:bottom]
+        if self.height < 3:  # a line that is too thin to be seen is drawn thicker
+            top, bottom = max(0, top - 1), min(len(picture), bottom + 1)
+            picture[top:bottom] = self._full[at * self.height]
+        gutter = np.full((len(picture), GUTTER), white, np.uint8)
+        middle = (top + bottom - 1) // 2
+        for step in range(GUTTER - 2):
+            wide = (GUTTER - 3 - step) // 2 + 1
+            gutter[max(0, middle - wide + 1) : middle + wide, step] = focus
+        return np.concatenate([gutter, picture], 1)
+
+    @property
+    def _specials(self) -> tuple[int, int, int]:
+        return 2 * self._fade, 2 * self._fade + 1, 2 * self._fade + 2
+
+    def _finished(self, cells: Raster, empty: NDArray[np.bool_]) -> Raster:
+        """Cells at their size, lines between them and between groups, dashes in empty rows."""
+        white, ink, focus = self._specials
+        picture = cells.repeat(self.height, 0).repeat(self.width, 1)
+        if self.width >= LINED:
+            picture[self.height - 1 :: self.height] = white
+            picture[:, self.width - 1 :: self.width] = white
+        for tokens, across in ((self.readers, False), (self.keys, True)):
+            for span in [*tokens.spans.values()][:-1]:
+                edge = -(-span.stop // self.together)
+                if across:
+                    picture[:, edge * self.width - 1] = ink
+                else:
+                    picture[edge * self.height - 1] = ink
+        dash = np.arange(picture.shape[1]) // 4 % 2 == 0
+        for row in np.flatnonzero(empty):
+            picture[row * self.height + self.height // 2, dash] = focus
+        return picture
+
+
+def cells_axes(
+    cells: Cells, *, row: int | None = None, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """The picture with its bands, names and legend.
+
+    Args:
+        cells: what to draw.
+        row: the row in focus.
+        title: above it.
+        ax: where to draw; by default a new figure of just the right size.
+    """
+    raster = cells.palette[cells.raster(row)]
+    height, width = raster.shape[:2]
+    gutter = 0 if row is None else GUTTER
+    band, title_pad, label_pad = 0.03 * max(height, width), 30.0, 70.0
+    if ax is None:
+        band = min(band, 10)
+        names = max(len(f"{name}") for name in cells.readers.grids)
+        left, top = 50 + 8 * names + int(2 * band), 30 + int(2 * band) + 22 * bool(title)
+        wide = max(width, 110 + 70 * len(cells.keys.grids))
+        figure = pixel_figure(left + wide + 20, top + height + 55)
+        ax = pixel_axes(figure, left, top, width, height)
+        _legend(ax, cells.keys)
+        title_pad, label_pad = 0.72 * (2 * band + 22), 0.72 * (left - 22)
+    ax.imshow(raster, extent=(0, width, height, 0), interpolation="nearest")
+    for tokens, along_x in ((cells.keys, True), (cells.readers, False)):
+        scale = (cells.width if along_x else cells.height) / cells.together
+        for (name, span), shade in zip(
+            tokens.spans.items(), colours(tuple(tokens.grids)).values(), strict=True
+        ):
+            start, size = span.start * scale, (span.stop - span.start) * scale
+            corner, shape = (gutter + start, -1.4 * band), (size, band)
+            label = (gutter + start + size / 2, -1.9 * band)
+            if not along_x:
+                corner, shape = (-1.4 * band, start), (band, size)
+                label = (-1.9 * band, start + size / 2)
+            ax.add_patch(Rectangle(corner, *shape, color=shade, lw=0, clip_on=False))
+            words = name if name == UNNAMED else f"{tokens.letters[name]} {name}"
+            if along_x and size < 7 * len(words) and len(tokens.grids) > 1:
+                words = tokens.letters[name] if size >= 8 else ""
+            ha, va = ("center", "bottom") if along_x else ("right", "center")
+            ax.text(*label, words, ha=ha, va=va)
+    bare(ax)
+    ax.set(xlim=(0, width), ylim=(height, 0), xlabel="is read  (keys)")
+    ax.set_title(title, pad=title_pad)
+    ax.set_ylabel("reads  (queries)", labelpad=label_pad)
+    return ax
+
+
+def _legend(ax: Axes, keys: Tokens) -> None:
+    shades = colours(tuple(keys.grids))
+    entries = [
+        (Rectangle((0, 0), 1, 1, fc=shade), name if name == UNNAMED else f"{letter} {name}")
+        for (name, shade), letter in zip(shades.items(), keys.letters.values(), strict=True)
+    ]
+    entries.append((Rectangle((0, 0), 1, 1, fc=HIDDEN, ec=INK, lw=0.5), "hidden"))
+    handles, names = zip(*entries, strict=True)
+    ax.legend(
+        handles,
+        names,
+        loc="upper left",
+        bbox_to_anchor=(0, -26 / ax.bbox.height),
+        ncols=len(entries),
+        frameon=False,
+        fontsize=9,
+        borderaxespad=0,
+        borderpad=0,
+        handlelength=1,
+        handleheight=1,
+        columnspacing=1.2,
+    )
