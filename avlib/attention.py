@@ -225,7 +225,16 @@ class Attention(nn.Module):
         Returns:
             One tensor for each key group that it reads; over all of them a row sums to 1, or to 0
             where all keys are padding.
+
+        Raises:
+            ValueError: there is no such reader, or a key group that it reads is not given.
         """
+        given = {*(streams or {}), *(kept or {})}
+        if reader not in visibility.reads or not given.issuperset(visibility.reads[reader]):
+            raise ValueError(
+                f"Attention.weights: got reader {reader!r} and keys of {sorted(given)}, wanted one "
+                f"of {list(visibility.readers)} and all that it reads; give them as streams or kept"
+            )
         names, scores = visibility.reads[reader], []
         for name in names:
             if kept is not None and name in kept:
@@ -236,7 +245,9 @@ class Attention(nn.Module):
             if key_masks and name in key_masks:
                 score = score.masked_fill(~key_masks[name][..., None, None, :], -torch.inf)
             scores.append(score)
-        weights = torch.cat(scores, -1).softmax(-1).nan_to_num(0)
+        joined = torch.cat(scores, -1)
+        padding = joined.isneginf().all(-1, keepdim=True)
+        weights = joined.softmax(-1).masked_fill(padding, 0)
         parts = weights.split([score.shape[-1] for score in scores], -1)
         return dict(zip(names, parts, strict=True))
 

@@ -32,7 +32,10 @@ class AttentionMaps:
     """The attention weights of a Zorro for one clip; rows are computed when asked for.
 
     The model runs once. What enters each layer is kept, so that a row costs one query against the
-    keys that it may read, and never all layers and heads.
+    keys that it may read, and never all layers and heads. The model's weights are used again for
+    each row: they must stay as they are.
+
+    Readout queries that may read only a modality that is left out are left out too.
 
     Args:
         model: any Zorro, stored or reversible, in eval mode.
@@ -47,7 +50,8 @@ class AttentionMaps:
         patches: modality → size of its patches.
 
     Raises:
-        ValueError: the model is in training mode, or it refuses the clip.
+        TypeError: the model is no Zorro.
+        ValueError: some of the model is in training mode, or it refuses the clip.
     """
 
     def __init__(
@@ -57,7 +61,12 @@ class AttentionMaps:
         audio: Float[Tensor, " samples"] | None = None,
         video: Float[Tensor, "c t y x"] | None = None,
     ) -> None:
-        if model.training:
+        if not isinstance(model, Zorro):
+            raise TypeError(
+                f"AttentionMaps: got {type(model).__name__}, wanted a Zorro; of a compiled model "
+                "give the one that was compiled"
+            )
+        if any(module.training for module in model.modules()):
             raise ValueError(
                 "AttentionMaps: the model is in training mode, where dropout changes what it looks "
                 "at; call model.eval() first"
@@ -75,6 +84,11 @@ class AttentionMaps:
             inputs["audio"] = audio[None]
         if video is not None:
             inputs["video"] = video[None]
+        asked = [
+            index
+            for index, kind in enumerate(model.kinds)
+            if {*model.readout.reads[kind]} & {"fusion", *inputs}
+        ]
 
         calls: list[tuple[Attention, tuple[Any, ...], dict[str, Any]]] = []
         seen: list[Tensor] = []
@@ -92,7 +106,7 @@ class AttentionMaps:
         )
         try:
             with torch.no_grad():
-                model(**inputs)
+                model(**inputs, return_token_indices=asked or None)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -114,7 +128,7 @@ class AttentionMaps:
         return self._of(layer).keys
 
     def _of(self, layer: int | str) -> _Call:
-        if layer not in self._calls:
+        if isinstance(layer, bool) or layer not in self._calls:
             raise ValueError(f"AttentionMaps: no layer {layer!r}; choose one of {self.layers}")
         return self._calls[layer]
 
@@ -138,10 +152,9 @@ class AttentionMaps:
         call = self._of(layer)
         if head is not None:
             check_number("AttentionMaps", "head", head, self.heads)
-        wanted = torch.arange(len(call.readers)) if readers is None else torch.as_tensor(readers)
-        for token in wanted.tolist():
-            check_number("AttentionMaps", "token", token, len(call.readers))
-        table = torch.zeros(len(wanted), len(call.keys))
+        wanted = call.readers.numbers(range(len(call.readers)) if readers is None else readers)
+        dtype = torch.promote_types(next(iter(call.streams.values())).dtype, torch.float32)
+        table = torch.zeros(len(wanted), len(call.keys), dtype=dtype)
         for name, span in call.readers.spans.items():
             mine = (wanted >= span.start) & (wanted < span.stop)
             if not mine.any():
@@ -157,7 +170,7 @@ class AttentionMaps:
             )
             for key, part in weights.items():
                 shown = part[0].mean(0) if head is None else part[0, head]
-                table[mine, call.keys.spans[key]] = shown.float().cpu()
+                table[mine, call.keys.spans[key]] = shown.to(table)
         return table
 
     def sentence(self, layer: int | str, head: int | None, token: int) -> str:

@@ -6,6 +6,7 @@ text `causal(n) & padding(real)`. `tokens` is a number, or names with sizes or g
 
 from functools import reduce
 from math import prod
+from numbers import Integral
 from operator import or_
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from avlib.masks import zorro_trunk
 from avlib.named_tokens import Layout, Tokens
 from avlib.token_masks import Mask, as_mask
+from avlib.tokens import whole
 
 # How far a token looks along an axis: an odd number centred on it, (before, after), or None: all.
 Extent = int | tuple[int, int] | None
@@ -64,7 +66,7 @@ def sliding_window(tokens: Layout, before: int, after: int | None = None) -> Mas
     """
     after = before if after is None else after
     _check_whole("sliding_window", before=before, after=after)
-    return Mask(lambda b, h, i, j: (j >= i - before) & (j <= i + after), tokens)
+    return Mask(lambda b, h, i, j: (i - j <= before) & (j - i <= after), tokens)
 
 
 def prefix(tokens: Layout, length: int) -> Mask:
@@ -145,7 +147,7 @@ def zorro(tokens: Layout) -> Mask:
     if "fusion" not in tokens.grids:
         raise ValueError(f"zorro: got {tokens}, wanted modalities and a group 'fusion'")
     modalities = [name for name in tokens.grids if name != "fusion"]
-    return as_mask(zorro_trunk(*modalities), tokens.ordered((*modalities, "fusion")))
+    return as_mask(zorro_trunk(*modalities), tokens)
 
 
 def bottleneck(tokens: Layout) -> Mask:
@@ -248,11 +250,12 @@ def _reach(extent: Any, size: int) -> tuple[int, int]:
     """How many tokens before and after are read."""
     if extent is None:
         return size - 1, size - 1
-    if isinstance(extent, int) and not isinstance(extent, bool) and extent > 0 and extent % 2:
-        return extent // 2, extent // 2
+    odd = whole((extent,))
+    if odd and odd[0] % 2:
+        return odd[0] // 2, odd[0] // 2
     if isinstance(extent, tuple) and len(extent) == 2:
         _check_whole("nearby", before=extent[0], after=extent[1])
-        return extent
+        return int(extent[0]), int(extent[1])
     raise ValueError(
         f"nearby: window {extent!r} is no odd number of tokens, no pair (before, after) and not "
         "None, the whole axis; for each axis its own give a list"
@@ -279,10 +282,15 @@ def frame_chunks(readers: Layout, keys: Layout, *, lag: int = 0, null: bool = Fa
         lag: how many frames the last one read lies back.
         null: put a key before all others that everybody reads (a learned one in the model), so
             that no frame is without any.
+
+    Raises:
+        ValueError: lag is no whole number from 0 on, or null=True and a group has that name.
     """
     _check_whole("frame_chunks", lag=lag)
     readers, keys = Tokens.of(readers), Tokens.of(keys)
     read_at, written_at = _frames(readers), _frames(keys)
+    if null and "null" in keys.grids:
+        raise ValueError(f"frame_chunks: got {keys} and null=True; give 'null' another name")
     if null:
         keys = Tokens({"null": 1, **keys.grids})
         written_at = torch.cat([torch.tensor([-lag]), written_at])
@@ -320,15 +328,26 @@ def padding(real: Bool[Tensor, "b m"], tokens: Layout | None = None) -> Mask:
     Raises:
         ValueError: `real` is not boolean or has another rank.
     """
-    if real.dtype != torch.bool or real.ndim != 2 or 0 in real.shape:
+    if (
+        not isinstance(real, Tensor)
+        or real.dtype != torch.bool
+        or real.ndim != 2
+        or 0 in real.shape
+    ):
+        got = type(real).__name__
+        if isinstance(real, Tensor):
+            got = f"{real.dtype} of shape {tuple(real.shape)}"
         raise ValueError(
-            f"padding: got {real.dtype} of shape {tuple(real.shape)}, wanted booleans (batch, "
-            "tokens); True marks a real token"
+            f"padding: got {got}, wanted a tensor of booleans (batch, tokens); True marks a real "
+            "token"
         )
-    return as_mask(real[:, None, None].expand(-1, 1, real.shape[1], -1), tokens)
+    real = real.detach().cpu().clone()
+    batch, size = real.shape
+    by_clip = Mask(lambda b, h, i, j: real.to(j.device)[b, j], size, batch=batch)
+    return as_mask(by_clip, tokens)
 
 
 def _check_whole(where: str, *, least: int = 0, **numbers: object) -> None:
     for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        if isinstance(number, bool) or not isinstance(number, Integral) or int(number) < least:
             raise ValueError(f"{where}: {name} is {number!r}; give a whole number from {least} on")

@@ -171,11 +171,12 @@ class Visibility:
     ) -> MaskMod:
         """The same mask as a function `(b, h, q_idx, kv_idx) → bool` for FlexAttention."""
         rows, columns = self._sizes("mask_mod", readers, keys)
-        table = self.table().to(device)
-        row_group = torch.arange(len(rows)).repeat_interleave(torch.tensor(rows)).to(device)
-        key_group = torch.arange(len(columns)).repeat_interleave(torch.tensor(columns)).to(device)
+        row_group = torch.arange(len(rows)).repeat_interleave(torch.tensor(rows))
+        key_group = torch.arange(len(columns)).repeat_interleave(torch.tensor(columns))
+        tables = [part.to(device) for part in (self.table(), row_group, key_group)]
 
         def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            table, row_group, key_group = (part.to(q_idx.device) for part in tables)
             return table[row_group[q_idx], key_group[kv_idx]]
 
         return mask_mod

@@ -1,11 +1,15 @@
 """The tokens along one side of a mask: their names and places."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
+from string import ascii_uppercase
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from avlib.checks import check_number
 from avlib.tokens import whole
@@ -42,7 +46,7 @@ class Tokens:
             groups = {UNNAMED: groups}
         grids = {}
         for name, grid in groups.items():
-            shape = whole(grid if isinstance(grid, Sequence) else (grid,))
+            shape = whole(grid if isinstance(grid, tuple | list) else (grid,))
             if not isinstance(name, str) or not name or not 0 < len(shape) <= 3:
                 raise ValueError(
                     f"Tokens: got {name!r}: {grid!r}, wanted a name, and a positive whole number "
@@ -77,14 +81,6 @@ class Tokens:
         grids = {name: g[0] if len(g) == 1 else g for name, g in self.grids.items()}
         return f"Tokens({grids})"
 
-    def ordered(self, names: Sequence[str]) -> "Tokens":
-        """The same groups in another order."""
-        return Tokens({name: self.grids[name] for name in names})
-
-    def query(self, token: int) -> str:
-        """The same, with the number in the sequence before it, as in "query 21, video 5"."""
-        return f"query {token}" if self.unnamed else f"query {token}, {self.place(token)},"
-
     @property
     def unnamed(self) -> bool:
         """Whether these are tokens that nobody named or placed."""
@@ -116,12 +112,38 @@ class Tokens:
         where = (f"{a} {c}" for a, c in zip(axes, self.coordinates(token), strict=True))
         return f"{name} {number} ({', '.join(where)})"
 
+    def query(self, token: int) -> str:
+        """The same, with the number in the sequence before it, as in "query 21, video 5"."""
+        place = self.place(token)
+        return f"query {token}" if self.unnamed else f"query {token}, {place},"
+
+    def numbers(self, tokens: Any) -> Tensor:
+        """Numbers of tokens, a list or a tensor, as a tensor.
+
+        Raises:
+            ValueError: there is no such token, or these are no list.
+        """
+        listed = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+        if not isinstance(listed, Iterable):
+            raise ValueError(f"Tokens: got {tokens!r}, wanted a list; use [{listed!r}]")
+        listed = [*listed]
+        for token in listed:
+            check_number("Tokens", "token", token, len(self))
+        return torch.tensor(listed, dtype=torch.int64)
+
 
 def _letters(names: tuple[str, ...]) -> dict[str, str]:
-    """A letter for each group: its first where that is free, else another of it, else a number."""
+    """A letter for each group: its first that is free, else one of no group, else a number."""
+    spare = [c for c in ascii_uppercase if c not in "".join(names).upper()]
     letters: dict[str, str] = {}
     for number, name in enumerate(names):
-        free = (c.upper() for c in name if c.isalpha() and c.upper() not in letters.values())
+        # Those alone that are one letter in capitals and in small: ß is SS, and 音 is both.
+        own = (
+            c.upper()
+            for c in name
+            if len({c.upper(), c.lower()}) == 2 == len(c.upper() + c.lower())
+        )
+        free = (c for c in (*own, *spare) if c not in letters.values())
         letters[name] = next(free, str(number))
     return letters
 

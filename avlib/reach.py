@@ -1,12 +1,14 @@
 """What follows from a mask: what can reach what through many layers, and what it costs."""
 
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from avlib.named_tokens import Tokens
+from avlib.checks import check_counts
+from avlib.named_tokens import Layout, Tokens
 from avlib.token_masks import counted
 
 
@@ -47,7 +49,11 @@ def cost(visible: Bool[Tensor, "i j"], block: int = 128) -> Cost:
     Args:
         visible: True where i may read j.
         block: tokens along a block's side (FlexAttention's default is 128).
+
+    Raises:
+        TypeError, ValueError: the mask is no boolean tensor (n, m), or block no positive number.
     """
+    _check_dense("cost", visible)
     n, m = visible.shape
     busy = pooled(visible, block)
     return Cost(int(visible.sum()), n * m, int(busy.sum()), busy.numel(), block)
@@ -55,7 +61,9 @@ def cost(visible: Bool[Tensor, "i j"], block: int = 128) -> Cost:
 
 def pooled(visible: Bool[Tensor, "i j"], block: int) -> Bool[Tensor, "I J"]:
     """Whether any pair of each block is True; blocks at the edges may be smaller."""
+    check_counts("pooled", block=block)
     n, m = visible.shape
+    block = min(block, max(n, m))
     padded = torch.zeros(-(-n // block) * block, -(-m // block) * block, dtype=torch.bool)
     padded[:n, :m] = visible
     return padded.unflatten(0, (-1, block)).unflatten(2, (-1, block)).any(3).any(1)
@@ -71,12 +79,13 @@ class Reach:
         visible: the mask of every layer, (n, n), True where i may read j.
 
     Raises:
-        ValueError: the mask is not square.
+        TypeError, ValueError: the mask is no boolean tensor, or not square.
     """
 
     NEVER = 255
 
     def __init__(self, visible: Bool[Tensor, "n m"]) -> None:
+        _check_dense("Reach", visible)
         n, m = visible.shape
         if n != m:
             raise ValueError(
@@ -89,13 +98,14 @@ class Reach:
         self._first.fill_diagonal_(0)
         self._layers, self.settled = 0, False
 
-    def first(self, layers: int) -> Int[Tensor, "n n"]:
+    def first(self, layers: int) -> UInt8[Tensor, "n n"]:
         """In which layer token i first holds something of j: 0 for itself, `NEVER` if not by then.
 
         Raises:
             ValueError: layers is no whole number from 0 to 254.
         """
-        if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers < self.NEVER:
+        whole = isinstance(layers, Integral) and not isinstance(layers, bool)
+        if not whole or not 0 <= int(layers) < self.NEVER:
             raise ValueError(f"Reach: got {layers!r} layers, wanted a whole number from 0 to 254")
         while self._layers < layers and not self.settled:
             held = self._first < self.NEVER
@@ -109,8 +119,33 @@ class Reach:
         """What each token can hold something of after so many layers."""
         return self.first(layers) < self.NEVER
 
-    def sentence(self, token: int, layers: int, tokens: Tokens) -> str:
-        """What a token holds something of, and which groups have still seen nothing of others."""
+    def mixing(self) -> str:
+        """After how many layers nothing new arrives, and whether all have then met."""
+        layers = 0
+        while not self.settled and layers < self.NEVER - 1:
+            layers += 1
+            self.first(layers)
+        n, layers = len(self._first), self._layers
+        apart = int((self._first == self.NEVER).sum())
+        after = f"after {layers} layer{'s' * (layers != 1)}"
+        if apart == 0:
+            return f"Everything has reached everything {after}."
+        if not self.settled:
+            return f"Something new may still arrive {after}."
+        return f"Nothing new arrives {after}; {apart:,} of {n * n:,} pairs never meet."
+
+    def sentence(self, token: int, layers: int, tokens: Layout) -> str:
+        """What a token holds something of, and which groups have still seen nothing of others.
+
+        Raises:
+            ValueError: there is no such token, or the tokens are not those of the mask.
+        """
+        tokens = Tokens.of(tokens)
+        if len(tokens) != len(self._first):
+            raise ValueError(
+                f"Reach: the mask has {len(self._first)} tokens, and {tokens} are {len(tokens)}; "
+                "give those of the mask"
+            )
         held = self.after(layers)
         after = f"After {layers} layer{'s' * (layers != 1)}"
         said = f"{after} {tokens.query(token)} holds something of {counted(held[token], tokens)}."
@@ -120,3 +155,16 @@ class Reach:
             if unseen:
                 blind.append(f"{reader} tokens have still seen no {' and no '.join(unseen)}")
         return f"{said} {after} {'; '.join(blind)}." if blind else said
+
+
+def _check_dense(where: str, visible: Any) -> None:
+    if not isinstance(visible, Tensor):
+        raise TypeError(
+            f"{where}: got {type(visible).__name__}, wanted a boolean tensor (n, m), True where i "
+            "may read j; as_mask(…).dense() makes one"
+        )
+    if visible.dtype != torch.bool or visible.ndim != 2 or 0 in visible.shape:
+        raise ValueError(
+            f"{where}: got {visible.dtype} of shape {tuple(visible.shape)}, wanted booleans "
+            "(n, m); as_mask(…).dense() makes them"
+        )

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from avlib.checks import check_number
+from avlib.checks import check_counts, check_number
 from avlib.leaks import Influence
 from avlib.masks import MaskMod, Visibility
 from avlib.named_tokens import Layout, Tokens
@@ -46,7 +46,13 @@ class Mask:
         keys: those that are read; by default the readers.
         batch, heads: how many masks these are, where `mask_mod` looks at b and h.
         device: where `mask_mod` keeps its tensors.
+
+    Raises:
+        TypeError: `mask_mod` is no function.
+        ValueError: batch or heads is no positive whole number.
     """
+
+    __array_ufunc__ = None  # else an array on the left of & would ask for its elements one by one
 
     def __init__(
         self,
@@ -58,6 +64,12 @@ class Mask:
         heads: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
+        if not callable(mask_mod):
+            raise TypeError(
+                f"Mask: got {type(mask_mod).__name__}, wanted a function (b, h, q_idx, kv_idx) → "
+                "bool; as_mask takes tensors too"
+            )
+        check_counts("Mask", batch=batch, heads=heads)
         self.mask_mod = mask_mod
         self.readers = Tokens.of(readers)
         self.keys = self.readers if keys is None else Tokens.of(keys)
@@ -75,23 +87,24 @@ class Mask:
         Raises:
             ValueError: no such token, batch or head, or `mask_mod` gives no boolean scalar.
         """
-        rows = torch.as_tensor(readers, dtype=torch.int64)
         check_number("Mask", "batch", batch, self.batch)
         check_number("Mask", "head", head, self.heads)
-        for row in rows.tolist():
-            check_number("Mask", "token", row, len(self.readers))
-        b, h = (torch.tensor(number, device=self.device) for number in (batch, head))
+        rows = self.readers.numbers(readers)
+        indices = torch.tensor(batch), torch.tensor(head), rows, torch.arange(len(self.keys))
         run = torch.vmap(self.mask_mod, (None, None, None, 0))
         run = torch.vmap(run, (None, None, 0, None))
         try:
-            visible = run(b, h, rows.to(self.device), torch.arange(len(self.keys)).to(self.device))
+            visible = run(*(index.to(self.device) for index in indices))
         except Exception as error:
             error.add_note("Mask: this came from the mask function, called as FlexAttention does")
             raise
-        if visible.dtype != torch.bool or visible.ndim != 2:
+        if not isinstance(visible, Tensor) or visible.dtype != torch.bool or visible.ndim != 2:
+            got = type(visible).__name__
+            if isinstance(visible, Tensor):
+                got = f"{visible.dtype} of shape {tuple(visible.shape[2:])}"
             raise ValueError(
-                f"Mask: the mask function gave {visible.dtype} of shape {tuple(visible.shape[2:])} "
-                "for one pair, wanted one boolean; a score_mod is no mask_mod, compare in it"
+                f"Mask: the mask function gave {got} for one pair, wanted one boolean; a score_mod "
+                "is no mask_mod, compare in it"
             )
         return visible.cpu()
 
@@ -120,13 +133,25 @@ class Mask:
         )
 
     def _joined(self, other: Any, join: Callable[[Tensor, Tensor], Tensor]) -> "Mask":
-        other = other if isinstance(other, Mask) else as_mask(other, self.readers, self.keys)
+        both = self, other if isinstance(other, Mask) else as_mask(other, self.readers, self.keys)
+        other = both[1]
+        batch = _same_count("batch", self.batch, other.batch)
+        heads = _same_count("heads", self.heads, other.heads)
+
+        def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            # One that is alone goes with all, and is asked for its clip 0 or head 0.
+            one, two = (
+                m.mask_mod(b * int(m.batch == batch), h * int(m.heads == heads), q_idx, kv_idx)
+                for m in both
+            )
+            return join(one, two)
+
         return Mask(
-            lambda b, h, i, j: join(self.mask_mod(b, h, i, j), other.mask_mod(b, h, i, j)),
+            mask_mod,
             _same_tokens("readers", self.readers, other.readers),
             _same_tokens("keys", self.keys, other.keys),
-            batch=_same_count("batch", self.batch, other.batch),
-            heads=_same_count("heads", self.heads, other.heads),
+            batch=batch,
+            heads=heads,
             device=max(self.device, other.device, key=lambda device: device.type != "cpu"),
         )
 
@@ -201,13 +226,9 @@ def as_mask(
         outputs, inputs = (dict.fromkeys(names, 1) for names in (source.outputs, source.inputs))
         return as_mask(source.moves, outputs, inputs)
     if isinstance(source, BlockMask):
-        n, m = source.seq_lengths
-        batch, heads = source.kv_num_blocks.shape[:2]
-        source = Mask(
-            source.mask_mod, n, m, batch=batch, heads=heads, device=source.kv_num_blocks.device
-        )
+        source = _unblocked(source)
     if isinstance(source, np.ndarray):
-        source = torch.from_numpy(source)
+        source = torch.from_numpy(source.copy())  # torch takes none that is flipped
     if isinstance(source, Tensor):
         visible = _visible(source)
         batch, heads, n, m = visible.shape
@@ -236,7 +257,7 @@ def as_mask(
     if not isinstance(source, Visibility) and not callable(source):
         raise TypeError(
             f"as_mask: got {type(source).__name__}, wanted a Visibility, a tensor, or a function "
-            "(b, h, q_idx, kv_idx) → bool"
+            "(b, h, q_idx, kv_idx) → bool; torch.tensor(rows) makes a tensor of lists"
         )
     if tokens is None:
         raise ValueError(
@@ -246,9 +267,23 @@ def as_mask(
     readers = Tokens.of(tokens)
     columns = readers if keys is None else Tokens.of(keys)
     if isinstance(source, Visibility):
-        rules = source.mask_mod(readers.sizes, columns.sizes)
-        return Mask(rules, readers.ordered(source.readers), columns.ordered(source.keys))
+        source.pairs(readers.sizes, columns.sizes)  # refuses other groups
+        reads = {name: source.reads[name] for name in readers.grids}  # in the order of the tokens
+        source = Visibility(reads, [*columns.grids]).mask_mod(readers.sizes, columns.sizes)
     return Mask(source, readers, columns)
+
+
+def _unblocked(source: BlockMask) -> Mask:
+    """The pairs that are True in the blocks that a BlockMask lists."""
+    (n, m), (rows, columns) = source.seq_lengths, source.BLOCK_SIZE
+    blocks = source.to_dense().bool()
+    batch, heads = blocks.shape[:2]
+
+    def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        listed = blocks[b, h, q_idx // rows, kv_idx // columns]
+        return listed & source.mask_mod(b, h, q_idx, kv_idx)
+
+    return Mask(mask_mod, n, m, batch=batch, heads=heads, device=blocks.device)
 
 
 def _named(side: str, count: int, tokens: Layout) -> Tokens:
@@ -270,9 +305,13 @@ def _visible(mask: Tensor) -> Bool[Tensor, "b h i j"]:
         )
     mask = mask.detach().cpu()
     if mask.is_floating_point():
-        if mask.isnan().any():
-            where = mask.isnan().nonzero()[0].tolist()
-            raise ValueError(f"as_mask: the mask is NaN at {where}; wanted 0 and -inf, or booleans")
+        broken = mask.isnan() | mask.isposinf()
+        if broken.any():
+            where = broken.nonzero()[0].tolist()
+            raise ValueError(
+                f"as_mask: the mask is {mask[tuple(where)]:.0f} at {where}; added to scores that "
+                "makes NaN, wanted 0 and -inf, or booleans"
+            )
         if mask.max() > 0 and ((mask == 0) | (mask == 1)).all():
             raise ValueError(
                 "as_mask: the mask holds zeros and ones as floating-point numbers. Added to scores "
@@ -284,7 +323,7 @@ def _visible(mask: Tensor) -> Bool[Tensor, "b h i j"]:
             f"as_mask: got {mask.dtype}, wanted booleans (mask.bool() makes them, True where i "
             "may read j) or floating-point numbers to add to the scores"
         )
-    return mask.reshape(*[1] * (4 - mask.ndim), *shape)
+    return mask.reshape(*[1] * (4 - mask.ndim), *shape).clone()  # the source may change
 
 
 # For terminals
@@ -296,6 +335,7 @@ def text_grid(mask: Mask, *, batch: int = 0, head: int = 0, width: int = 32) -> 
     More tokens than `width` are put together; then a small letter says that some pairs of a block
     are read, and a capital that all are.
     """
+    check_counts("text_grid", width=width)
     visible = mask.dense(batch=batch, head=head)
     size = -(-max(visible.shape) // width)
     rows, columns = (_pieces(tokens, size) for tokens in (mask.readers, mask.keys))
