@@ -4,8 +4,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# JupyterLab neither asks about news nor looks for updates: the course needs no network.
-QUIET := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}
+# JupyterLab neither asks about news nor looks for updates: the course needs no network. Widgets are saved with
+# a notebook, or it would show errors in their places when it is opened again.
+SETTINGS := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}, \
+	"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": true}}
 
 # Strict: all that notebooks print is compared with what is stored.
 NBVAL := $(BIN)/pytest -q -o addopts= -o filterwarnings=default -p no:python --nbval --nbval-current-env \
@@ -44,6 +46,7 @@ repeat: .venv/ready-for-tests
 bench: .venv/ready-for-tests
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
 	for name in reversible memory zorro late_fusion training; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	PYTHONPATH=tests $(BIN)/python benchmarks/explorer.py
 
 .venv/ready: requirements.txt pyproject.toml
 	@echo "First call: installing into .venv (some minutes; what is downloaded is in the README)"
@@ -52,7 +55,7 @@ bench: .venv/ready-for-tests
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@mkdir -p .venv/share/jupyter/lab/settings
-	@echo '$(QUIET)' > .venv/share/jupyter/lab/settings/overrides.json
+	@echo '$(SETTINGS)' > .venv/share/jupyter/lab/settings/overrides.json
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready requirements-test.txt

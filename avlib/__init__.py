@@ -26,6 +26,7 @@ j read, h heads, d features.
 
 from typing import Any
 
+from avlib import gallery
 from avlib.attention import Attention, FeedForward, attend
 from avlib.clip_folder import ClipFolder
 from avlib.coupling import Coupling

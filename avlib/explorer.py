@@ -9,7 +9,7 @@ from torch import Tensor
 from avlib.attention_maps import READOUT, AttentionMaps
 from avlib.checks import check_counts
 from avlib.named_tokens import Layout, Tokens
-from avlib.plots.cells import Cells, cells_axes, check_drawable
+from avlib.plots.cells import Cells, by_layer, cells_axes, check_drawable
 from avlib.plots.live import Live
 from avlib.plots.places import Places
 from avlib.reach import Reach, cost
@@ -52,12 +52,19 @@ def explore(
         start: where other sliders begin, such as {"layers": 2}.
 
     Raises:
-        ValueError: see `as_mask` and `AttentionMaps`; or more than 4096 tokens along a side.
+        ValueError: see `as_mask` and `AttentionMaps`; more than 4096 tokens along a side, or a
+            start that is not on the sliders.
+        TypeError: the clip is none, or the model no Zorro.
     """
     view: _View
     if isinstance(source, Zorro):
         view = _Attention(source, tokens if clip is None else clip, readout)
     else:
+        if hasattr(tokens, "audio"):
+            raise TypeError(
+                f"explore: got a clip and {type(source).__name__}, which is no Zorro; give the "
+                "Zorro itself (a wrapper keeps it as .module), or for a mask clip=…"
+            )
         view = _Masked(as_mask(source, tokens, keys), clip, block)
     view.readers.group(query)
     begin = {"query": query, **(start or {})}
@@ -81,7 +88,7 @@ class _View:
         controls: Mapping[str, Sequence[Any]],
         pictures: Mapping[str, Tensor],
     ) -> None:
-        check_drawable(len(readers), len(keys))
+        check_drawable("explore", len(readers), len(keys))
         self.readers, self.keys, self.controls = readers, keys, controls
         self.table = lru_cache(4)(self._table)
         strength, cells = self.table(*(values[0] for values in controls.values()))
@@ -118,7 +125,7 @@ class _Masked(_View):
     """A mask, and what follows from it through layers."""
 
     def __init__(self, mask: Mask, clip: Any, block: int) -> None:
-        check_drawable(len(mask.readers), len(mask.keys))
+        check_drawable("explore", len(mask.readers), len(mask.keys))
         check_counts("explore", block=block)
         self.mask, self.block = mask, block
         self._stacks = mask.readers == mask.keys
@@ -141,18 +148,22 @@ class _Masked(_View):
         layers, batch, head = self._named(setting)
         if layers == 1:
             return self._dense(batch, head).float()
-        first = self._reach(batch, head).first(layers).float()
-        paler = (0.72 ** (first - 1).clamp(min=0)).clamp(min=0.15)
-        return paler * (first < Reach.NEVER)
+        return by_layer(self._reach(batch, head).first(layers))
 
     def sentence(self, query: int, *setting: Any) -> str:
         layers, batch, head = self._named(setting)
+        which = {"batch": batch, "head": head}
+        named = [f"{name} {which[name]}" for name in which if name in self.controls]
         if layers == 1:
-            return self.mask.sentence(query, batch=batch, head=head)
-        return self._reach(batch, head).sentence(query, layers, self.readers)
+            said = self.mask.sentence(query, batch=batch, head=head)
+        else:
+            said = self._reach(batch, head).sentence(query, layers, self.readers)
+        return ": ".join([*filter(None, [", ".join(named).capitalize()]), said])
 
     def note(self, *setting: Any) -> str:
-        return self._note(*self._named(setting)[1:])
+        layers, batch, head = self._named(setting)
+        paler = "Full colour was read in the first layer, what is paler came later. "
+        return paler * (layers > 1) + self._note(batch, head)
 
     def _cost(self, batch: int, head: int) -> str:
         visible = self._dense(batch, head)
@@ -160,7 +171,8 @@ class _Masked(_View):
         empty = (~visible.any(1)).nonzero()[:, 0].tolist()
         if empty:
             some = ", ".join(map(str, empty[:5])) + ", …" * (len(empty) > 5)
-            note += f" {len(empty)} of its queries read nothing (dashed): {some}."
+            dashed = "dashed in layer 1" if self._stacks else "dashed"
+            note += f" {len(empty)} of its queries read nothing ({dashed}): {some}."
         return note
 
 
@@ -172,6 +184,7 @@ class _Attention(_View):
             raise ValueError(
                 "explore: got a model without a clip; give one, as in explore(model, clip)"
             )
+        _check_clip(clip)
         self.maps = AttentionMaps(model, audio=clip.audio, video=clip.video)
         if not readout and len(self.maps.layers) == 1:
             raise ValueError("explore: this model has no layers; look at it with readout=True")
@@ -201,17 +214,29 @@ class _Attention(_View):
         return "Each row is scaled to its own largest weight; grey is hidden by the mask."
 
 
+def _check_clip(clip: Any) -> None:
+    if not hasattr(clip, "audio") or not hasattr(clip, "video"):
+        raise TypeError(
+            f"explore: the clip is a {type(clip).__name__}, wanted something with audio and video; "
+            "use Example(audio, video, {}), or a Clip"
+        )
+
+
 def _pictures(clip: Any) -> dict[str, Tensor]:
     """What the tokens of a mask were cut from."""
-    pictures = {}
-    if clip is not None and clip.video is not None:
+    pictures: dict[str, Tensor] = {}
+    if clip is None:
+        return pictures
+    _check_clip(clip)
+    if clip.video is not None:
         pictures["video"] = clip.video
-    if clip is not None and clip.audio is not None:
+    if clip.audio is not None:
         if not hasattr(clip, "sample_rate"):
             raise ValueError(
-                f"explore: a {type(clip).__name__} does not say the sample rate of its sound; give "
+                f"explore: {type(clip).__name__} does not say the sample rate of its sound; give "
                 "a Clip, such as World(…).clip(0)"
             )
-        sound = LogMelSpectrogram(sample_rate=clip.sample_rate)
+        # No padding: the grid spans the clip.
+        sound = LogMelSpectrogram(sample_rate=clip.sample_rate, patch_frames=1)
         pictures["audio"] = sound(clip.audio[None])[0]
     return pictures

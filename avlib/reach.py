@@ -3,8 +3,10 @@
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from avlib.checks import check_counts
@@ -92,8 +94,12 @@ class Reach:
                 f"Reach: got a mask of {n} readers and {m} keys; layers stack where the tokens "
                 "that are read are those that read"
             )
-        step = visible | torch.eye(n, dtype=torch.bool)
-        self._step = step.float()
+        # Rows as bits, so that a layer is an OR of the rows that are read; rows that read the same
+        # hold the same.
+        itself = np.eye(n, dtype=bool)
+        rows, self._like = np.unique(_bits(visible.numpy() | itself), axis=0, return_inverse=True)
+        self._reads = [np.flatnonzero(_booleans(row, n)) for row in rows]
+        self._held = _bits(itself)
         self._first = torch.full((n, n), self.NEVER, dtype=torch.uint8)
         self._first.fill_diagonal_(0)
         self._layers, self.settled = 0, False
@@ -108,11 +114,13 @@ class Reach:
         if not whole or not 0 <= int(layers) < self.NEVER:
             raise ValueError(f"Reach: got {layers!r} layers, wanted a whole number from 0 to 254")
         while self._layers < layers and not self.settled:
-            held = self._first < self.NEVER
-            after = (self._step @ held.float()) > 0
-            self.settled = bool((after == held).all())
+            held = [np.bitwise_or.reduce(self._held[keys]) for keys in self._reads]
+            after = np.stack(held)[self._like]
+            self.settled = bool((after == self._held).all())
             self._layers += not self.settled
-            self._first[after & ~held] = self._layers
+            new = torch.from_numpy(_booleans(after & ~self._held, len(after)))
+            self._first[new] = self._layers
+            self._held = after
         return torch.where(self._first <= layers, self._first, self.NEVER)
 
     def after(self, layers: int) -> Bool[Tensor, "n n"]:
@@ -155,6 +163,15 @@ class Reach:
             if unseen:
                 blind.append(f"{reader} tokens have still seen no {' and no '.join(unseen)}")
         return f"{said} {after} {'; '.join(blind)}." if blind else said
+
+
+def _bits(rows: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 64)))
+    return np.packbits(padded, axis=1).view(np.uint64)
+
+
+def _booleans(bits: NDArray[np.uint64], count: int) -> NDArray[np.bool_]:
+    return np.unpackbits(bits.view(np.uint8), axis=-1, count=count).astype(bool)
 
 
 def _check_dense(where: str, visible: Any) -> None:

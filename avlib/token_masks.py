@@ -160,7 +160,8 @@ class Mask:
     def sentence(self, token: int, *, batch: int = 0, head: int = 0) -> str:
         """What a token reads, group by group."""
         (row,) = self.rows([token], batch=batch, head=head)
-        query = self.readers.query(token).capitalize()
+        query = self.readers.query(token)
+        query = f"Q{query[1:]}"
         if not row.any():
             return (
                 f"{query} reads nothing: softmax over no keys has no meaning. Let it read at least "

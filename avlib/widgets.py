@@ -1,5 +1,6 @@
 """Sliders that redraw pictures and say in a sentence what they show."""
 
+import html
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +19,14 @@ Picture = Figure | bytes
 # Picture or pictures, sentence, and perhaps a note.
 Drawn = tuple[Picture | Sequence[Picture], str] | tuple[Picture | Sequence[Picture], str, str]
 KEPT = 64  # settings whose pictures are kept
-SLOW = 0.3  # seconds; before a drawing that takes longer "…" is shown
+SLOW = 0.3  # seconds; after a drawing that took longer "…" is shown before the next
 
 
 class PictureSliders(ipywidgets.VBox):
     """Some sliders, a sentence and pictures; the arrow keys move a slider.
 
-    Where no kernel runs (a page on the web, an unopened notebook) the first pictures and their
-    sentence stand in for it.
+    Where no kernel runs (a page on the web, an unopened notebook) the pictures and the sentence of
+    when the cell ran stand in for it.
 
     Args:
         controls: name of a slider → what it may be set to.
@@ -34,6 +35,9 @@ class PictureSliders(ipywidgets.VBox):
             other. Called when they are first shown.
         start: where sliders start; by default at their first value.
         play: the name of a slider over a range, which gets a button to let it run and pause.
+
+    Raises:
+        ValueError: `start` names no slider, or a value that it cannot have.
     """
 
     def __init__(
@@ -43,6 +47,16 @@ class PictureSliders(ipywidgets.VBox):
         start: Mapping[str, Any] | None = None,
         play: str | None = None,
     ) -> None:
+        for name, value in (start or {}).items():
+            if name not in controls:
+                raise ValueError(
+                    f"PictureSliders: start names {name!r}, the sliders are {[*controls]}; leave "
+                    "it out or correct the name"
+                )
+            if value not in controls[name]:
+                raise ValueError(
+                    f"PictureSliders: {name} starts at {value!r}; choose from {controls[name]}"
+                )
         self._draw = draw
         self._drawn = lru_cache(KEPT)(self._pictures)
         self._seconds = 0.0
@@ -71,6 +85,8 @@ class PictureSliders(ipywidgets.VBox):
         return tuple(slider.value for slider in self.sliders)
 
     def _pictures(self, *values: Any) -> tuple[list[bytes], str, str]:
+        if self._seconds > SLOW:
+            self._say("…")
         begun = time.perf_counter()
         drawn, sentence, *note = self._draw(*values)
         pictures = [drawn] if isinstance(drawn, Figure | bytes) else drawn
@@ -79,19 +95,22 @@ class PictureSliders(ipywidgets.VBox):
         return encoded, sentence, note[0] if note else ""
 
     def _show(self, _: Any = None) -> None:
-        if self._seconds > SLOW:
-            self._say("…")
-        pictures, sentence, note = self._drawn(*self._values())
+        try:
+            pictures, sentence, note = self._drawn(*self._values())
+        except Exception as error:  # else the last picture would stand for this setting
+            self._say(f"Not drawn: {error}")
+            raise
         for image, picture in zip(self.images, pictures, strict=True):
             image.value = picture
-        self.images[0].alt = sentence
-        self.note.value = f'<p style="line-height: 1.4">{note}</p>' if note else ""
+        self.note.value = (
+            f'<p style="line-height: 1.4">{html.escape(note, quote=False)}</p>' if note else ""
+        )
         self._say(sentence)
 
     def _say(self, sentence: str) -> None:
         self.sentence.value = (
             '<p role="status" aria-live="polite" style="line-height: 1.4; min-height: 2.8em">'
-            f"{sentence}</p>"
+            f"{html.escape(sentence, quote=False)}</p>"
         )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
@@ -158,4 +177,5 @@ def _stacked(pictures: Sequence[bytes], caption: str) -> bytes:
         page.paste(image, (0, top))
         top += image.height
     ImageDraw.Draw(page).text((10, top + 4), "\n".join(lines), fill="#333333", font=font(12))
-    return png(page)
+    small = page.quantize(256)  # it is stored in the notebook
+    return png(small, compress_level=9)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +213,8 @@ class Visit:
             after = self._settled(box, before, patience)
             if after[0] == "…":
                 self.trouble.append(f"{slider}: nothing drawn after {patience:.0f} s")
+            elif after[0].startswith("Not drawn"):
+                self.trouble.append(f"{slider}: {after[0]}")
             elif after[0] == before[0]:
                 self.trouble.append(f"{slider} does not change its sentence: {after[0]}")
             elif after[1] == before[1]:
@@ -222,6 +224,13 @@ class Visit:
                 if self._settled(box, after, patience) != before:
                     self.trouble.append(f"{slider}: a step back is not where it was")
         return len(handles)
+
+    def wait_until(self, condition: Callable[[], bool], patience: float = 30) -> None:
+        """Until the page is as it should be; fails after `patience` seconds."""
+        end = time.monotonic() + patience
+        while not condition():
+            assert time.monotonic() < end, f"not so after {patience} s"
+            self.page.wait_for_timeout(50)
 
     def _settled(self, box: Locator, before: tuple[str, str], patience: float) -> tuple[str, str]:
         """What is seen once the sentence, which comes last, is another one than before."""

@@ -1,12 +1,19 @@
 """Every notebook as a learner meets it: in JupyterLab, in a browser, with no way out."""
 
+import base64
+import io
 import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 from lab_browser import Visit, chromium, lab_and_browser
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbconvert import HTMLExporter
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from avlib import World, explore, trained_zorro
+from avlib.attention_maps import AttentionMaps
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -61,13 +68,22 @@ SLIDER_TROUBLE = [
     "slider 1 of 6 has no picture with a sentence",
     "slider 3 of 6 does not change its picture",
     "slider 4 of 6 does not change its sentence: Always.",
-    "slider 5 of 6: nothing drawn after 5 s",
+    "slider 5 of 6: Not drawn: division by zero",
 ]
 FAULTY = {
     "outputs": [*map(new_markdown_cell, FORMULAS.values()), *map(new_code_cell, FAULTS.values())],
     "sliders": [new_code_cell(SLIDERS)],
     "endless": [new_code_cell("1"), new_code_cell("import time; time.sleep(1000)")],
 }
+# Without a kernelspec JupyterLab would ask for one.
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+EXPLORERS = [
+    "import avlib\nfrom avlib import gallery\nmodel, _ = avlib.trained_zorro()",
+    "avlib.explore(model, avlib.World(20)[3])",
+    "avlib.explore(gallery.nearby({'video': (3, 4, 4)}, 3))",
+    "sizes = {'audio': 6, 'video': (2, 4), 'fusion': 2}",
+    "avlib.explore(avlib.zorro_trunk('audio', 'video'), sizes, start={'layers': 2})",
+]
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +93,8 @@ def lab(tmp_path_factory):
     (project / "notebooks").mkdir()
     for path in NOTEBOOKS:
         shutil.copy(path, project / "notebooks")
-    # Without a kernelspec JupyterLab would ask for one.
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    for name, cells in FAULTY.items():
-        notebook = new_notebook(cells=cells, metadata=kernel)
+    for name, cells in {**FAULTY, "explorers": map(new_code_cell, EXPLORERS)}.items():
+        notebook = new_notebook(cells=[*cells], metadata=KERNEL)
         nbformat.write(notebook, project / "notebooks" / f"{name}.ipynb")
     with lab_and_browser(project, executable) as lab:
         yield lab
@@ -117,6 +131,73 @@ def test_a_cell_that_does_not_end_is_named(lab):
     with Visit(lab, "endless.ipynb") as visit:
         visit.run_all(patience=5)
     assert visit.trouble == ["after 5 s still running: import time; time.sleep(1000)"]
+
+
+def test_explorers_follow_the_keyboard(lab):
+    example = World(20)[3]
+    maps = AttentionMaps(trained_zorro()[0], audio=example.audio, video=example.video)
+    with Visit(lab, "explorers.ipynb") as visit:
+        visit.run_all()
+        assert visit.move_sliders() == 3 + 2 + 2
+        said = visit.page.locator("[role=status][aria-live=polite]")
+        assert said.count() == 3
+        assert said.first.text_content() == maps.sentence(1, None, 0)
+        query, layer, head = visit.page.locator(".noUi-handle").all()[:3]
+        for handle, steps in ((query, 2), (layer, 1), (head, 3)):
+            handle.focus()
+            for _ in range(steps):
+                visit.page.keyboard.press("ArrowRight")
+        visit.wait_until(lambda: said.first.text_content() == maps.sentence(2, 2, 2))
+
+        play = visit.page.locator(".widget-play button").first
+        play.focus()
+        visit.page.keyboard.press("Space")
+        visit.wait_until(lambda: float(query.get_attribute("aria-valuenow")) > 3)
+        visit.page.keyboard.press("Space")
+        visit.page.wait_for_timeout(500)
+        paused = float(query.get_attribute("aria-valuenow"))
+        visit.page.wait_for_timeout(1000)
+        assert float(query.get_attribute("aria-valuenow")) == paused
+        assert said.first.text_content() == maps.sentence(2, 2, int(paused))
+        visit.photograph(SCREENSHOTS, "light", width=1400)
+        visit.photograph(SCREENSHOTS, "dark", width=1000)
+    assert visit.trouble + lab.calls_out() == []
+
+
+def test_an_explorer_without_a_kernel_is_a_picture_with_its_sentence(lab):
+    stored = explore(trained_zorro()[0], World(20)[3])._repr_mimebundle_()
+    picture = stored["image/png"]
+    data = {**stored, "image/png": base64.b64encode(picture).decode()}
+    cell = new_code_cell("1", outputs=[new_output("execute_result", data, execution_count=1)])
+    notebook = new_notebook(cells=[cell], metadata=KERNEL)
+    plain = new_notebook(cells=[new_code_cell("1")], metadata=KERNEL)
+    project = lab.guard_log.parents[1]
+    nbformat.write(notebook, project / "my" / "stored.ipynb")
+    with Visit(lab, "stored.ipynb") as visit:
+        output = visit.page.locator(".jp-OutputArea-output img")
+        visit.wait_until(lambda: output.evaluate_all(SIZES) == [size(picture)])
+    assert visit.trouble == []
+
+    asked = []
+    for name, exported in (("stored", notebook), ("plain", plain)):
+        page = lab.browser.new_page()
+        path = project / f"{name}.html"
+        path.write_text(HTMLExporter().from_notebook_node(exported)[0])
+        requests = set()
+        page.on("request", lambda request, requests=requests: requests.add(request.url))
+        page.goto(path.as_uri(), wait_until="load")
+        asked.append(requests - {path.as_uri()})
+        if name == "stored":
+            assert page.locator(".jp-OutputArea-output img").evaluate_all(SIZES) == [size(picture)]
+        page.close()
+    assert asked[0] == asked[1]  # what any exported page asks for
+
+
+SIZES = "images => images.map(image => [image.naturalWidth, image.naturalHeight])"
+
+
+def size(picture):
+    return [*Image.open(io.BytesIO(picture)).size]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 
 from avlib.course import (
     fusion,
+    mask_gallery,
     memory,
     patchify,
     reversible,
@@ -25,7 +26,16 @@ from avlib.world import World
 SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
 EXERCISES = [
     value
-    for chapter in (start_here, patchify, zorro_mask, reversible, memory, training, fusion)
+    for chapter in (
+        start_here,
+        patchify,
+        zorro_mask,
+        mask_gallery,
+        reversible,
+        memory,
+        training,
+        fusion,
+    )
     for value in vars(chapter).values()
     if isinstance(value, Exercise)
 ]

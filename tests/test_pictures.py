@@ -1,15 +1,19 @@
 """Pictures of memory, and sliders: what must not be lost on the way to the eye."""
 
+import html
+import io
 import itertools
+import re
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from PIL import Image
 
-from avlib import plots
+from avlib import explore, plots, widgets
 from avlib.memory import KINDS, MemoryUse
-from avlib.widgets import PictureSliders
+from avlib.widgets import KEPT, PictureSliders
 
 mpl.use("agg")
 
@@ -93,11 +97,105 @@ def test_each_slider_draws_anew_and_says_so():
     sliders = PictureSliders({"layers": [1, 2], "width": [8, 16]}, draw, start={"width": 16})
     sliders.sliders[0].value = 2
     assert "2 layers of width 16." in sliders.sentence.value
-    first = sliders.image.value
+    first = sliders.images[0].value
     sliders.sliders[1].value = 8
     sliders.sliders[1].value = 16
-    assert sliders.image.value == first
+    assert sliders.images[0].value == first
     assert drawn == [(1, 16), (2, 16), (2, 8)]  # what was drawn once is kept
     assert sliders._repr_mimebundle_()["text/plain"] == (
         "layers = 2, width = 16. 2 layers of width 16."
     )
+
+
+def png(shade, size=(30, 20)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, shade).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def shown(widget):
+    return html.unescape(re.sub("<.*?>", "", widget.value))
+
+
+def test_several_pictures_lie_below_each_other_and_a_note_below_them():
+    pictures = {0: [png("red"), png("blue")], 1: [png("red"), png("green")]}
+    sliders = PictureSliders({"x": [0, 1]}, lambda x: (pictures[x], f"At {x}.", f"Note {x}."))
+    assert [image.value for image in sliders.images] == pictures[0]
+    sliders.sliders[0].value = 1
+    assert [image.value for image in sliders.images] == pictures[1]
+    assert shown(sliders.note) == "Note 1."
+    assert sliders.children[-4:] == (sliders.sentence, *sliders.images, sliders.note)
+    assert "aria-live" in sliders.sentence.value
+    assert "aria-live" not in sliders.note.value
+    data = sliders._repr_mimebundle_()
+    assert data["text/plain"] == "x = 1. At 1. Note 1."
+    page = Image.open(io.BytesIO(data["image/png"])).convert("RGB")
+    assert [page.getpixel((5, y)) for y in (5, 25)] == [(255, 0, 0), (0, 128, 0)]
+
+
+def test_what_is_said_cannot_become_a_part_of_the_page():
+    name = "<img src=x onerror=alert(1)> & <b>"
+    sliders = PictureSliders({"x": [0, 1]}, lambda x: (png("red"), f"At {name}.", f"Note {name}."))
+    for widget, words in ((sliders.sentence, f"At {name}."), (sliders.note, f"Note {name}.")):
+        assert "<img" not in widget.value
+        assert shown(widget) == words
+    assert name in sliders._repr_mimebundle_()["text/plain"]
+    assert name in shown(explore(torch.ones(2, 2).bool(), {name: 2}).sentence)
+
+
+def test_only_so_many_settings_are_kept():
+    drawn = []
+
+    def draw(x):
+        drawn.append(x)
+        return png("red"), f"At {x}."
+
+    sliders = PictureSliders({"x": range(2 * KEPT)}, draw)
+    for x in (*range(1, KEPT), 0, *range(KEPT, 2 * KEPT), 0):
+        sliders.sliders[0].value = x
+    assert drawn == [*range(2 * KEPT), 0]  # kept at first, forgotten in the end
+
+
+def test_three_dots_are_shown_only_before_what_may_be_slow(monkeypatch):
+    sliders = PictureSliders({"x": [0, 1, 2]}, lambda x: (png("red"), f"At {x}."))
+    said = []
+    sliders.sentence.observe(lambda change: said.append(shown(sliders.sentence)), "value")
+    monkeypatch.setattr(widgets, "SLOW", 0.0)
+    sliders.sliders[0].value = 1
+    monkeypatch.setattr(widgets, "SLOW", 100.0)
+    sliders.sliders[0].value = 2
+    monkeypatch.setattr(widgets, "SLOW", 0.0)
+    sliders.sliders[0].value = 1  # drawn before
+    assert said == ["…", "At 1.", "At 2.", "At 1."]
+
+
+def test_what_could_not_be_drawn_is_told():
+    sliders = PictureSliders({"x": [1, 0]}, lambda x: (png("red"), f"At {1 // x}."))
+    with pytest.raises(ZeroDivisionError, match="by zero"):
+        sliders.sliders[0].value = 0
+    assert re.fullmatch("Not drawn: .* by zero", shown(sliders.sentence))
+    sliders.sliders[0].value = 1
+    assert shown(sliders.sentence) == "At 1."
+
+
+def test_one_slider_has_a_button_to_let_it_run():
+    sliders = PictureSliders(
+        {"x": range(3, 9), "y": range(2)}, lambda x, y: (png("red"), f"{x} {y}"), {"x": 4}, play="x"
+    )
+    (row, alone, *_) = sliders.children
+    slider, button = row.children
+    assert (slider, alone) == tuple(sliders.sliders)
+    assert (button.min, button.max, button.value) == (3, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ({"z": 1}, r"start names 'z', the sliders are \['x', 'y'\]; leave it out or correct"),
+        ({"x": 7}, r"PictureSliders: x starts at 7; choose from range\(0, 3\)"),
+        ({"y": "c"}, r"y starts at 'c'; choose from \['a', 'b'\]"),
+    ],
+)
+def test_a_start_beside_the_sliders_is_refused(start, message):
+    with pytest.raises(ValueError, match=message):
+        PictureSliders({"x": range(3), "y": ["a", "b"]}, lambda x, y: (png("red"), ""), start)

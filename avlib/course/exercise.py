@@ -40,6 +40,7 @@ class Exercise:
         verify: answer → None or what is wrong, for exercises that have many; called with
             whatever the learner's function returned.
         mistakes: wrong solutions by name.
+        picture: answer → a figure to show below a right answer.
     """
 
     chapter: str
@@ -52,10 +53,16 @@ class Exercise:
     returns: Sequence[str] = ()
     verify: Callable[[Any], str | None] | None = None
     mistakes: Mapping[str, Mistake] = field(default_factory=dict)
+    picture: Callable[[Any], Any] | None = None
 
     def check(self, function: Function) -> None:
         """Print whether the function is right: ✓, ✗ with the likely mistake, or not attempted."""
-        print(self.judge(function))
+        verdict = self.judge(function)
+        print(verdict)
+        if self.picture is not None and verdict.startswith("✓"):
+            from IPython.display import display
+
+            display(self.picture(function(*_copies(self.cases[0]))))
 
     def hint(self, number: int) -> None:
         """Print hint 1 or hint 2."""
@@ -180,7 +187,8 @@ def matching(
             return f"it returned {answer!r}, wanted a dictionary with {', '.join(truth)} as keys."
         for letter, number in truth.items():
             if answer[letter] not in clues:
-                return f"{letter} is {answer[letter]!r}, wanted a number from 1 to {len(clues)}."
+                numbers = ", ".join(map(str, clues))
+                return f"{letter} is {answer[letter]!r}, wanted one of {numbers}."
             if answer[letter] != number:
                 return f"{one} {letter} is something else: {clues[answer[letter]]}"
         return None

@@ -44,7 +44,7 @@ NOTEBOOKS = {
     # number: (title, tracks it belongs to, place on the map, ready)
     "01": ("patchify", "both", (1, 0.5), True),
     "02": ("zorro mask", "masks", (2, 1), True),
-    "05": ("mask gallery", "masks", (3, 1), False),
+    "05": ("mask gallery", "masks", (3, 1), True),
     "06": ("training", "masks", (4, 1), True),
     "07": ("fusion", "masks", (5, 1), True),
     "03": ("reversible", "memory", (2, 0), True),

@@ -5,7 +5,7 @@ milliseconds. What is drawn (masks, layers, attention) comes as strengths from 0
 """
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
@@ -15,24 +15,32 @@ from torch import Tensor
 from avlib.named_tokens import UNNAMED, Tokens
 from avlib.plots.live import pixel_axes, pixel_figure
 from avlib.plots.style import FOCUS, HIDDEN, INK, bare, colours
+from avlib.reach import Reach
 
 LARGEST = 4096  # tokens along a side
 SIDE = 1024  # pixels of the picture at the most
 LINED = 10  # pixels of a cell from which cells are told apart by lines
 SHADES = 12  # steps from hidden to full
 FADED = 0.4  # of its strength is left to a row that is not the one to look at
+MOST_NAMES = 8  # in the legend: there are no more colours
 GUTTER = 9  # pixels for the arrow before a row
 
 Raster = NDArray[np.uint8]
 
 
-def check_drawable(readers: int, keys: int) -> None:
+def check_drawable(where: str, readers: int, keys: int) -> None:
     """Refuse what would take minutes to draw."""
     if max(readers, keys) > LARGEST:
         raise ValueError(
-            f"draw: {readers:,} × {keys:,} tokens; up to {LARGEST:,} along a side are drawn. Give "
-            "the same rules smaller groups, or draw the rules alone: draw(visibility)"
+            f"{where}: {readers:,} × {keys:,} tokens; up to {LARGEST:,} along a side are drawn. "
+            "Give the same rules smaller groups, or draw the rules alone: draw(visibility)"
         )
+
+
+def by_layer(first: UInt8[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Strengths for what `Reach.first` says: full in the first layer, then paler and paler."""
+    paler = 0.72 ** (first.float() - 1).clamp(min=0)
+    return paler.clamp(min=0.15) * (first < Reach.NEVER)
 
 
 class Cells:
@@ -48,21 +56,25 @@ class Cells:
     ) -> None:
         self.readers, self.keys = readers, keys
         longest = max(strength.shape)
-        self.together = -(-longest // SIDE)  # tokens that share a pixel
+        # Tokens that share a pixel, from top to bottom and from left to right.
+        self.down, self.across = (-(-count // SIDE) for count in strength.shape)
         self.width = max(1, min(40, SIDE // 2 // longest))  # pixels of a cell
         self.height = max(self.width, min(20, 120 // len(readers)))  # few rows are high rows
-        self._shades = colours(tuple(keys.grids))
+        shades = [*colours(tuple(keys.grids)).values()]
+        self._shades = [*dict.fromkeys(shades)]  # many groups share some
         self._fade = SHADES * len(self._shades)  # from a full colour to the faded one
         values = strength.float().clamp(0, 1).numpy()
-        steps = np.ceil(values * (SHADES - 1)).astype(np.uint8)
+        shade = np.repeat([self._shades.index(s) for s in shades], [*keys.sizes.values()])
+        steps = np.ceil(values * (SHADES - 1)).astype(np.uint16)
         empty = ~steps.any(1)
-        if self.together > 1:  # of those that share a pixel the strongest is seen
-            for axis in (0, 1):
-                starts = np.arange(0, steps.shape[axis], self.together)
-                steps = np.maximum.reduceat(steps, starts, axis=axis)
-            empty = np.maximum.reduceat(empty, np.arange(0, len(empty), self.together))
-        group = np.repeat(np.arange(len(keys.grids)), [*keys.sizes.values()])[:: self.together]
-        cells = (steps + SHADES * group).astype(np.uint8)
+        ranked = steps * np.uint16(len(self._shades)) + shade.astype(np.uint16)
+        # Of those that share a pixel the strongest is seen, in its own colour.
+        rows = np.arange(0, len(readers), self.down)
+        columns = np.arange(0, len(keys), self.across)
+        ranked = np.maximum.reduceat(np.maximum.reduceat(ranked, rows, 0), columns, 1)
+        empty = np.maximum.reduceat(empty, rows)
+        steps, shade = np.divmod(ranked, len(self._shades))
+        cells = (steps + SHADES * shade).astype(np.uint8)
         self._full, self._faded = (
             self._finished(cells + np.uint8(fade), empty) for fade in (0, self._fade)
         )
@@ -75,7 +87,7 @@ class Cells:
         mixed = [
             hidden + share * fade * (np.array(to_rgb(shade)) - hidden)
             for fade in (1, FADED)
-            for shade in self._shades.values()
+            for shade in self._shades
         ]
         more = [to_rgb(shade) for shade in ("white", INK, FOCUS)]
         return np.rint(255 * np.concatenate([*mixed, more])).astype(np.uint8)
@@ -85,7 +97,7 @@ class Cells:
         if row is None:
             return self._full
         white, _, focus = self._specials
-        at = row // self.together
+        at = row // self.down
         top, bottom = at * self.height, (at + 1) * self.height
         picture = self._faded.copy()
         picture[top:bottom] = self._full[top:bottom]
@@ -110,13 +122,11 @@ class Cells:
         if self.width >= LINED:
             picture[self.height - 1 :: self.height] = white
             picture[:, self.width - 1 :: self.width] = white
-        for tokens, across in ((self.readers, False), (self.keys, True)):
-            for span in [*tokens.spans.values()][:-1]:
-                edge = -(-span.stop // self.together)
-                if across:
-                    picture[:, edge * self.width - 1] = ink
-                else:
-                    picture[edge * self.height - 1] = ink
+        # A line takes a pixel of the cell before it; where that is all of it, there is no line.
+        if self.height > 1:
+            picture[[s.stop * self.height - 1 for s in [*self.readers.spans.values()][:-1]]] = ink
+        if self.width > 1:
+            picture[:, [s.stop * self.width - 1 for s in [*self.keys.spans.values()][:-1]]] = ink
         dash = np.arange(picture.shape[1]) // 4 % 2 == 0
         for row in np.flatnonzero(empty):
             picture[row * self.height + self.height // 2, dash] = focus
@@ -142,14 +152,15 @@ def cells_axes(
         band = min(band, 10)
         names = max(len(f"{name}") for name in cells.readers.grids)
         left, top = 50 + 8 * names + int(2 * band), 30 + int(2 * band) + 22 * bool(title)
-        wide = max(width, 110 + 70 * len(cells.keys.grids))
+        wide = max(width, 110 + sum(max(70, 40 + 8 * len(n)) for n in _in_legend(cells.keys)))
         figure = pixel_figure(left + wide + 20, top + height + 55)
         ax = pixel_axes(figure, left, top, width, height)
         _legend(ax, cells.keys)
         title_pad, label_pad = 0.72 * (2 * band + 22), 0.72 * (left - 22)
-    ax.imshow(raster, extent=(0, width, height, 0), interpolation="nearest")
+    # Not "nearest": on Axes of another size lines would get lost between pixels.
+    ax.imshow(raster, extent=(0, width, height, 0), interpolation="antialiased")
     for tokens, along_x in ((cells.keys, True), (cells.readers, False)):
-        scale = (cells.width if along_x else cells.height) / cells.together
+        scale = cells.width / cells.across if along_x else cells.height / cells.down
         for (name, span), shade in zip(
             tokens.spans.items(), colours(tuple(tokens.grids)).values(), strict=True
         ):
@@ -163,8 +174,10 @@ def cells_axes(
             words = name if name == UNNAMED else f"{tokens.letters[name]} {name}"
             if along_x and size < 7 * len(words) and len(tokens.grids) > 1:
                 words = tokens.letters[name] if size >= 8 else ""
+            elif size < 8 and len(tokens.grids) > MOST_NAMES:
+                words = ""
             ha, va = ("center", "bottom") if along_x else ("right", "center")
-            ax.text(*label, words, ha=ha, va=va)
+            ax.text(*label, words, ha=ha, va=va, parse_math=False)
     bare(ax)
     ax.set(xlim=(0, width), ylim=(height, 0), xlabel="is read  (keys)")
     ax.set_title(title, pad=title_pad)
@@ -173,14 +186,17 @@ def cells_axes(
 
 
 def _legend(ax: Axes, keys: Tokens) -> None:
-    shades = colours(tuple(keys.grids))
+    shades, letters = colours(tuple(keys.grids)), keys.letters
     entries = [
-        (Rectangle((0, 0), 1, 1, fc=shade), name if name == UNNAMED else f"{letter} {name}")
-        for (name, shade), letter in zip(shades.items(), keys.letters.values(), strict=True)
+        (
+            Rectangle((0, 0), 1, 1, fc=shades[name]),
+            name if name == UNNAMED else f"{letters[name]} {name}",
+        )
+        for name in _in_legend(keys)
     ]
     entries.append((Rectangle((0, 0), 1, 1, fc=HIDDEN, ec=INK, lw=0.5), "hidden"))
     handles, names = zip(*entries, strict=True)
-    ax.legend(
+    legend = ax.legend(
         handles,
         names,
         loc="upper left",
@@ -194,3 +210,10 @@ def _legend(ax: Axes, keys: Tokens) -> None:
         handleheight=1,
         columnspacing=1.2,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _in_legend(keys: Tokens) -> list[str]:
+    """Names of groups; none where there are so many that the legend would be a page wide."""
+    return [*keys.grids] if len(keys.grids) <= MOST_NAMES else []

@@ -1,7 +1,7 @@
 """A matplotlib figure drawn once, in which the pixels of some Axes are then exchanged.
 
-Drawing a figure anew takes a fifth of a second. Here labels, bands and legends are drawn once, and
-a slider's move writes some arrays into the picture and encodes it, in a few milliseconds.
+Drawing a figure anew takes up to a tenth of a second. Here labels, bands and legends are drawn
+once, and a slider's move writes some arrays into the picture and encodes it, in a few milliseconds.
 """
 
 import io
@@ -22,7 +22,7 @@ DPI = 100
 
 def pixel_figure(width: int, height: int) -> Figure:
     """An empty figure of a size in pixels."""
-    figure = plt.figure(dpi=DPI)
+    figure = plt.figure(dpi=DPI, layout="none")
     figure.set_size_inches((width + 0.01) / DPI, (height + 0.01) / DPI)
     return figure
 
@@ -44,7 +44,7 @@ class Live:
     Args:
         axes: made by `pixel_axes`, with a picture in each. Their figure is closed.
         palette: with it the arrays are numbers of its colours, (colours, 3) in [0, 255]; else they
-            are RGB. A palette of few colours is four times as fast.
+            are RGB. A palette of few colours is ten times as fast.
         title: pixels kept free at the top for a line that changes too.
     """
 
@@ -101,8 +101,8 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(findfont("DejaVu Sans"), size)
 
 
-def png(image: Image.Image) -> bytes:
-    """Encoded quickly rather than small."""
+def png(image: Image.Image, compress_level: int = 1) -> bytes:
+    """Encoded, by default quickly rather than small."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=compress_level)
     return buffer.getvalue()

@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from avlib.leaks import Influence
 from avlib.masks import Visibility
 from avlib.named_tokens import Layout
-from avlib.plots.cells import Cells, cells_axes, check_drawable
+from avlib.plots.cells import Cells, by_layer, cells_axes, check_drawable
 from avlib.plots.style import canvas, colour, ink_on
 from avlib.plots.tables import frame, table
+from avlib.reach import Reach
 from avlib.token_masks import as_mask
 
 
@@ -19,6 +20,7 @@ def draw(
     keys: Layout | None = None,
     *,
     row: int | None = None,
+    layers: int = 1,
     batch: int = 0,
     head: int = 0,
     title: str = "",
@@ -33,6 +35,8 @@ def draw(
         source: whatever `as_mask` takes, a Visibility alone, or an Influence.
         tokens, keys: names with sizes or grids, see `as_mask`.
         row: draw this row in full and fade the others.
+        layers: with more than one, what a token can hold something of after so many, the paler
+            the later it came.
         batch, head: which mask, where there are several.
         title: above it.
         ax: where to draw; by default a new figure.
@@ -45,10 +49,12 @@ def draw(
     if isinstance(source, Visibility) and tokens is None:
         return _rules(source, title, ax)
     mask = as_mask(source, tokens, keys)
-    check_drawable(len(mask.readers), len(mask.keys))
+    check_drawable("draw", len(mask.readers), len(mask.keys))
     if row is not None:
         mask.readers.group(row)
-    cells = Cells(mask.dense(batch=batch, head=head), mask.readers, mask.keys)
+    visible = mask.dense(batch=batch, head=head)
+    strength = visible if layers == 1 else by_layer(Reach(visible).first(layers))
+    cells = Cells(strength, mask.readers, mask.keys)
     return cells_axes(cells, row=row, title=title, ax=ax)
 
 

@@ -23,6 +23,7 @@ from avlib.plots.live import pixel_axes, pixel_figure
 from avlib.plots.style import FOCUS, HIDDEN, INK, bare, colours
 
 WIDTH = 860  # pixels for the widest strip
+HEIGHT = 600  # pixels for the highest
 LARGEST, SMALLEST = 36, 6  # pixels along a patch
 BETWEEN = 8  # pixels between frames
 NOWHERE = -1
@@ -79,7 +80,7 @@ class Places:
             if across == 1:
                 break
             across = -(-across // 2)
-        side = max(2, min(LARGEST, side))
+        side = max(1, min(LARGEST, side, HEIGHT // rows))
         height, width = rows * side, columns * side
         token = np.arange(frames * rows * columns)
         token[count:] = NOWHERE
@@ -140,7 +141,8 @@ class Places:
         rasters = self.rasters(row, query)
         left = 40 + 8 * max(map(len, self.keys.grids))
         height = sum(raster.shape[0] + 22 for raster in rasters) + 10
-        figure = pixel_figure(left + WIDTH + 20, height)
+        widest = max(raster.shape[1] for raster in rasters)
+        figure = pixel_figure(left + max(400, widest) + 20, height)
         top, made = 10, []
         for strip, raster in zip(self._strips, rasters, strict=True):
             height, width = raster.shape[:2]
@@ -150,7 +152,7 @@ class Places:
             ax.set(xlim=(0, width), ylim=(height, 0))
             label = f"{self.keys.letters[strip.group]} {strip.group}"
             if strip.first == 0:
-                ax.text(-8, height / 2, label, ha="right", va="center", color=INK)
+                ax.text(-8, height / 2, label, ha="right", va="center", color=INK, parse_math=False)
             if len(self.keys.grids[strip.group]) == 3:
                 starts = np.flatnonzero(np.diff(strip.token[0] != NOWHERE, prepend=False))[::2]
                 for number, start in enumerate(starts.tolist(), strip.first):
@@ -181,22 +183,24 @@ def _pixels(name: str, picture: Tensor, grid: tuple[int, ...], shape: tuple[int,
         raise ValueError(
             f"Places: the picture of {name!r} has shape {tuple(picture.shape)} and its grid is "
             f"{grid}; wanted a spectrogram (bins, columns) for two axes, or a video (c, t, y, x) "
-            "for three"
+            "for three: give the group such a grid, or leave the picture out"
         )
+    picture = picture.detach().float().cpu().nan_to_num(0)
     if picture.ndim == 2:
         low, high = picture.min(), picture.max()
-        scaled = ((picture - low) / (high - low).clamp(min=1e-9)).cpu().numpy()
+        scaled = ((picture - low) / (high - low).clamp(min=1e-9)).numpy()
         frames = rearrange(
             torch.from_numpy(colormaps["magma"](scaled)[..., :3]), "f t c -> 1 c f t"
         )
     else:
-        step = picture.shape[1] // grid[0]
-        if step == 0:
+        if picture.shape[1] < grid[0]:
             raise ValueError(
                 f"Places: {name!r} has {picture.shape[1]} frames for {grid[0]} in its grid; give "
                 "at least as many"
             )
-        frames = rearrange(picture[:, ::step][:, : grid[0]].cpu(), "c t y x -> t c y x")
-        frames = frames.expand(-1, 3, -1, -1) if frames.shape[1] == 1 else frames[:, :3]
+        first = torch.arange(grid[0]) * picture.shape[1] // grid[0]  # of the frames in a patch
+        frames = rearrange(picture[:, first], "c t y x -> t c y x")
+        # Of other channels than red, green and blue the first is shown, in grey.
+        frames = frames[:, :3] if frames.shape[1] >= 3 else frames[:, :1].expand(-1, 3, -1, -1)
     sized = F.interpolate(frames.float(), shape, mode="nearest-exact")
     return rearrange(sized, "t c y x -> t y x c").clamp(0, 1).numpy()

@@ -1,4 +1,4 @@
-"""Draw the picture of the README: `python notebooks/assets/make_picture.py`."""
+"""Draw the pictures of the README: `python notebooks/assets/make_picture.py`."""
 
 from pathlib import Path
 
@@ -29,6 +29,10 @@ def main() -> None:
     target = Path(__file__).with_name("zorro.png")
     figure.savefig(target, dpi=100, facecolor="white", metadata={"Software": None})
     print(f"wrote {target.name}, {target.stat().st_size // 1000} kB")
+    explorer = Path(__file__).with_name("explorer.png")
+    model, _ = avlib.trained_zorro()
+    sliders = avlib.explore(model, avlib.World(4, seed=5)[3], readout=True, query=3)
+    explorer.write_bytes(sliders._repr_mimebundle_()["image/png"])
 
 
 if __name__ == "__main__":
