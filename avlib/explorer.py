@@ -9,7 +9,7 @@ from torch import Tensor
 from avlib.attention_maps import READOUT, AttentionMaps
 from avlib.checks import check_counts
 from avlib.named_tokens import Layout, Tokens
-from avlib.plots.cells import Cells, by_layer, cells_axes, check_drawable
+from avlib.plots.cells import Cells, by_layer, cells_axes, check_drawable, to_look_at
 from avlib.plots.live import Live
 from avlib.plots.places import Places
 from avlib.reach import Reach, cost
@@ -36,9 +36,8 @@ def explore(
     """Sliders over a mask, or over the attention of a Zorro for a clip.
 
     For a mask: which keys a query reads; what it can hold after some layers, the later the paler;
-    what the mask costs. For a model: where a query looks, by layer and head; each row is scaled to
-    its largest weight. Groups whose tokens lie in a grid are shown as frames and patches too, on
-    the clip where there is one.
+    what the mask costs. For a model: where a query looks, by layer and head. Groups whose tokens
+    lie in a grid are shown as frames and patches too, on the clip where there is one.
 
     Args:
         source: a Zorro in eval mode, or whatever `as_mask` takes.
@@ -204,14 +203,16 @@ class _Attention(_View):
         return layer[0] if layer else READOUT, None if head == "mean" else head
 
     def strength(self, *setting: Any) -> Tensor:
-        weights = self.maps.rows(*self._named(setting))
-        return weights / weights.amax(1, keepdim=True).clamp(min=1e-30)
+        return to_look_at(self.maps.rows(*self._named(setting)))
 
     def sentence(self, query: int, *setting: Any) -> str:
         return self.maps.sentence(*self._named(setting), query)
 
     def note(self, *setting: Any) -> str:
-        return "Each row is scaled to its own largest weight; grey is hidden by the mask."
+        return (
+            "Each row is scaled to its own largest weight, by the square root, so that small ones "
+            "are seen. Plain grey is hidden by the mask."
+        )
 
 
 def _check_clip(clip: Any) -> None:

@@ -38,10 +38,13 @@ class Cost(NamedTuple):
     def __str__(self) -> str:
         share = 100 * self.pairs / self.of
         digits = 0 if share >= 10 or share == int(share) else 1
+        said = f"{self.pairs:,} of {self.of:,} pairs, {share:.{digits}f} % of the FLOPs of full "
+        said += "attention."
+        if self.of_blocks == 1:
+            return said
         return (
-            f"{self.pairs:,} of {self.of:,} pairs, {share:.{digits}f} % of the FLOPs of full "
-            f"attention. A kernel in blocks of {self.block} × {self.block} runs "
-            f"{self.blocks:,} of {self.of_blocks:,}."
+            f"{said} A kernel in blocks of {self.block} × {self.block} runs {self.blocks:,} of "
+            f"{self.of_blocks:,}."
         )
 
 

@@ -150,9 +150,19 @@ def _slider(name: str, values: Sequence[Any], value: Any, width: str) -> ipywidg
 
 
 def _with_play_button(slider: ipywidgets.Widget) -> ipywidgets.HBox:
-    """The browser moves the slider, so that it stops at once."""
+    """The browser moves the slider, so that it stops at once.
+
+    The slider does not move the button: each press of an arrow key would send two messages to the
+    kernel and take half as long again. The button begins where the slider is when it is pressed.
+    """
     button = ipywidgets.Play(min=slider.min, max=slider.max, value=slider.value, interval=300)
-    ipywidgets.jslink((button, "value"), (slider, "value"))
+    ipywidgets.jsdlink((button, "value"), (slider, "value"))
+
+    def begin(change: Any) -> None:
+        if change.new:
+            button.value = slider.value
+
+    button.observe(begin, names="playing")
     return ipywidgets.HBox([slider, button])
 
 

@@ -196,7 +196,7 @@ class Visit:
 
     def move_sliders(self, patience: float = 90) -> int:
         """One step by an arrow key and one back, for each slider; returns how many there are."""
-        self.page.wait_for_function(_WIDGETS_ARE_SHOWN, timeout=60_000)
+        self.page.wait_for_function(WIDGETS_ARE_SHOWN, timeout=60_000)
         handles = self.page.locator(".noUi-handle").all()
         for number, handle in enumerate(handles, start=1):
             slider = f"slider {number} of {len(handles)}"
@@ -286,7 +286,7 @@ _RUNNING = f"""() => {{
 }}"""
 _OUTPUTS = f"""() => {CODE_CELLS}.flatMap(cell => cell.model.outputs.toJSON().map(
     output => [cell.model.sharedModel.getSource(), output]))"""
-_WIDGETS_ARE_SHOWN = f"""() => {CODE_CELLS}.every(cell =>
+WIDGETS_ARE_SHOWN = f"""() => {CODE_CELLS}.every(cell =>
     cell.node.querySelector(".jupyter-widgets") || !cell.model.outputs.toJSON().some(
         output => output.data?.["application/vnd.jupyter.widget-view+json"]))"""
 # Undefined macros are set in red; an image or a player that could not be read holds nothing.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from lab_browser import Visit, chromium, lab_and_browser
+from lab_browser import WIDGETS_ARE_SHOWN, Visit, chromium, lab_and_browser
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
@@ -191,6 +191,21 @@ def test_an_explorer_without_a_kernel_is_a_picture_with_its_sentence(lab):
             assert page.locator(".jp-OutputArea-output img").evaluate_all(SIZES) == [size(picture)]
         page.close()
     assert asked[0] == asked[1]  # what any exported page asks for
+
+
+def test_a_notebook_that_is_opened_again_shows_its_widgets(lab):
+    cell = new_code_cell("from avlib import explore, gallery\nexplore(gallery.causal(8), query=5)")
+    notebook = new_notebook(cells=[cell], metadata=KERNEL)
+    nbformat.write(notebook, lab.guard_log.parents[1] / "my" / "again.ipynb")
+    with Visit(lab, "again.ipynb") as visit:
+        visit.run_all()
+        visit.page.wait_for_function(WIDGETS_ARE_SHOWN, timeout=60_000)
+        visit.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    with Visit(lab, "again.ipynb") as visit:
+        sentence = visit.page.locator("[role=status]")
+        visit.wait_until(lambda: "Query 5 reads 6 of 8 tokens." in sentence.all_text_contents())
+        assert visit.page.locator(".widget-image").count() == 1
+    assert visit.trouble == []
 
 
 SIZES = "images => images.map(image => [image.naturalWidth, image.naturalHeight])"

@@ -161,7 +161,6 @@ def test_a_query_that_reads_nothing_is_told():
     assert note(explorer).endswith(
         "6 of its queries read nothing (dashed in layer 1): 2, 3, 5, 7, 11, …."
     )
-    assert "block" in note(explorer)
     slider(explorer, "layers").value = 2
     assert counts(sentence(explorer))["audio"] == (1, 6)
 

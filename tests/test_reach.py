@@ -166,11 +166,12 @@ def test_flops_are_those_of_the_rules():
         (Cost(1, 2, 1, 4, 128), "1 of 2 pairs, 50 % of the FLOPs of full attention. A kernel in"),
         (Cost(1234, 1_000_000, 5, 6, 16), "1,234 of 1,000,000 pairs, 0.1 % of the FLOPs"),
         (Cost(0, 10, 0, 1, 16), "0 of 10 pairs, 0 % of"),
-        (Cost(1, 3, 1, 1, 16), "1 of 3 pairs, 33 % of"),
+        (Cost(1, 3, 1, 1, 16), "1 of 3 pairs, 33 % of the FLOPs of full attention."),
     ],
 )  # fmt: skip
 def test_a_cost_in_words(found, text):
     assert str(found).startswith(text)
+    assert ("blocks" in str(found)) == (found.of_blocks > 1)
 
 
 # Wrong calls

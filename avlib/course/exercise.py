@@ -190,7 +190,7 @@ def matching(
                 numbers = ", ".join(map(str, clues))
                 return f"{letter} is {answer[letter]!r}, wanted one of {numbers}."
             if answer[letter] != number:
-                return f"{one} {letter} is something else: {clues[answer[letter]]}"
+                return f"{one} {letter} is not {answer[letter]}: {clues[answer[letter]]}"
         return None
 
     return verify

@@ -13,7 +13,7 @@ from torch import Tensor
 from avlib import gallery
 from avlib.attention_maps import READOUT, AttentionMaps
 from avlib.course.exercise import Exercise, Mistake, matching
-from avlib.plots import Places, bare, draw
+from avlib.plots import Places, bare, draw, to_look_at
 from avlib.reach import Reach, cost
 from avlib.token_masks import Mask, as_mask
 from avlib.trained import trained_zorro
@@ -35,20 +35,31 @@ def card(name: str, mask: Mask, layers: int = 12) -> Figure:
 # 1. A window as a mask function
 
 
+_SIGNS = {  # in an error's words → what was done
+    "must only return Tensors": "The answer must depend on q_idx and kv_idx.",
+    "vmap": "Put & between two comparisons, each in brackets. `and`, `if`, `in` and a <= b <= c "
+    "need a plain number, and q_idx is a tensor.",
+    "data pointer": "NumPy cannot look into q_idx. Use & between two comparisons.",
+    "wanted one boolean": "It gives numbers, wanted True or False: compare kv_idx with q_idx.",
+}
+
+
 def _window_by_loops(n: int) -> Tensor:
     rows = [[i - 3 <= j <= i for j in range(n)] for i in range(n)]
     return torch.tensor(rows)
 
 
-def _tables(mask_mod: Any) -> Tensor:
-    """What a mask function says for every pair, as FlexAttention would ask it."""
-    return Mask(mask_mod, 8).dense()
-
-
 def _window_is_right(mask_mod: Any) -> str | None:
     if not callable(mask_mod):
         return f"it returned {mask_mod!r:.60}, wanted a function of b, h, q_idx and kv_idx."
-    found, wanted = _tables(mask_mod), _window_by_loops(8)
+    try:
+        found = Mask(mask_mod, 8).dense()  # asks for every pair, as FlexAttention does
+    except Exception as error:
+        for sign, words in _SIGNS.items():
+            if sign in str(error):
+                return words
+        raise
+    wanted = _window_by_loops(8)
     if torch.equal(found, wanted):
         return None
     slips = {
@@ -58,6 +69,11 @@ def _window_is_right(mask_mod: Any) -> str | None:
         ),
         "It reads two before itself. Is your comparison < where it should be <=?": _band(2, 0),
         "A token must read itself too.": _band(3, -1),
+        "It reads four before, and not itself. Three and itself are wanted.": _band(4, -1),
+        "It reads two before, and not itself. Are both comparisons < in place of <=?": _band(2, -1),
+        "It cuts the tokens into blocks of four. Each token wants a window of its own.": (
+            torch.arange(8)[:, None] // 4 == torch.arange(8) // 4
+        ),
         "It reads tokens that come later: kv_idx <= q_idx is missing.": _band(3, 99),
         "It reads three before and three after. A film that is still being made has no after.": (
             _band(3, 3)
@@ -103,6 +119,17 @@ last_four = Exercise(
         ),
         "no beginning": Mistake(_mod(lambda q, k: k <= q), "It reads all that came before"),
         "inside out": Mistake(_mod(lambda q, k: (k < q - 3) | (k > q)), "inside out"),
+        "two strict": Mistake(_mod(lambda q, k: (k > q - 3) & (k < q)), "Are both comparisons <"),
+        "four and not itself": Mistake(
+            _mod(lambda q, k: (k >= q - 4) & (k < q)), "four before, and not itself"
+        ),
+        "blocks": Mistake(_mod(lambda q, k: k // 4 == q // 4), "cuts the tokens into blocks"),
+        "chained": Mistake(_mod(lambda q, k: q - 3 <= k <= q), "Put & between two comparisons"),
+        "no brackets": Mistake(
+            _mod(lambda q, k: k >= q - 3 & k <= q), "Put & between two comparisons"
+        ),
+        "numbers": Mistake(_mod(lambda q, k: (k <= q).int()), "It gives numbers, wanted True"),
+        "all": Mistake(lambda: lambda b, h, q, k: True, "must depend on q_idx and kv_idx"),
     },
 )
 
@@ -136,7 +163,7 @@ layers_needed = Exercise(
         ),
         "rounds down": Mistake(
             lambda tokens, before: (tokens - 1) // before,
-            "it rounds down. A step that is left over needs a layer of its own.",
+            "it does not round up. A step that is left over needs a layer of its own.",
         ),
         "window with itself": Mistake(
             lambda tokens, before: ceil((tokens - 1) / (before + 1)),
@@ -158,10 +185,10 @@ layers_needed = Exercise(
 )
 
 
-# 3. Padding and causal order together
+# 4. Lost frames and causal order together
 
 
-def _decoder_by_loops(real: Tensor) -> Tensor:
+def _received_by_loops(real: Tensor) -> Tensor:
     batch, n = real.shape
     mask = torch.zeros(batch, n, n, dtype=torch.bool)
     for b in range(batch):
@@ -177,40 +204,58 @@ def _order(n: int) -> Tensor:
 
 _REAL = torch.tensor([[True] * 5, [True, True, False, True, False]])
 
-padded_decoder = Exercise(
+lost_frames = Exercise(
     chapter="mask_gallery",
-    name="padded_decoder",
+    name="lost_frames",
     minutes=6,
     difficulty=2,
     hints=(
-        "Who is hidden: the reader that is padding, or the key? Nobody looks at what a padding "
-        "token computes, so only one of the two matters.",
-        "causal is (n, n), real is (b, n). Columns are keys: causal & real[:, None, :].",
+        "Nobody may read a lost frame. Is it the reader or the key that is lost?",
+        "The order in time is (n, n), real is (b, n). Columns are keys: order & real[:, None, :].",
     ),
     cases=[(_REAL,), (torch.tensor([[True, False], [True, True], [True, False]]),)],
-    reference=_decoder_by_loops,
+    reference=_received_by_loops,
     mistakes={
         "rows": Mistake(
             lambda real: _order(real.shape[1]) & real[:, :, None],
-            "it hides rows. A padding token may read what it likes; hide it where it is read, in "
-            "its column.",
+            "it hides rows. A lost frame may read what it likes; hide it where it is read, in its "
+            "column.",
         ),
         "rows and columns": Mistake(
             lambda real: _order(real.shape[1]) & real[:, :, None] & real[:, None, :],
-            "rows of padding read nothing now. Softmax over no keys can give NaN; hide columns "
+            "rows of lost frames read nothing now. Softmax over no keys can give NaN; hide columns "
             "alone.",
+        ),
+        "itself": Mistake(
+            lambda real: (
+                _order(real.shape[1]) & real[:, None, :]
+                | torch.eye(real.shape[1], dtype=torch.bool)
+            ),
+            "a lost frame reads itself. Nobody has it, so it is nobody's key.",
+        ),
+        "not used": Mistake(
+            lambda real: _order(real.shape[1]).expand(len(real), -1, -1),
+            "lost frames are read: `real` has no effect.",
         ),
         "or": Mistake(
             lambda real: _order(real.shape[1]) | real[:, None, :],
-            "a key is read when it is early *or* real. Both must hold: use &.",
+            "a key is read when it is early *or* arrived. Both must hold: use &.",
         ),
         "polarity": Mistake(
             lambda real: _order(real.shape[1]) & ~real[:, None, :],
-            "only padding is read. In this course True means *may read*.",
+            "only lost frames are read. In this course True means *may read*.",
+        ),
+        "inside out": Mistake(
+            lambda real: ~(_order(real.shape[1]) & real[:, None, :]),
+            "it is the right mask, inside out. True means *may read*.",
+        ),
+        "until the first loss": Mistake(
+            lambda real: _order(real.shape[1]) & real.cumprod(1).bool()[:, None, :],
+            "it stops at the first lost frame. What arrives later counts again.",
         ),
         "strictly before": Mistake(
             lambda real: _order(real.shape[1]).tril(-1) & real[:, None, :],
-            "no token reads itself, and the first reads nothing. Let j <= i.",
+            "no frame reads itself, and the first reads nothing. Let j <= i.",
         ),
         "the future": Mistake(
             lambda real: _order(real.shape[1]).T & real[:, None, :],
@@ -218,13 +263,13 @@ padded_decoder = Exercise(
         ),
         "no order": Mistake(
             lambda real: real[:, None, :].expand(-1, real.shape[1], -1),
-            "it has no order in time: the causal part is missing.",
+            "it has no order in time: later frames are read.",
         ),
     },
 )
 
 
-# 4. Name the masks
+# 3. Name the masks
 
 NAMES = {
     1: "a sliding window",
@@ -283,39 +328,40 @@ name_the_masks = Exercise(
 
 # 5. What heads look at
 
-CLIPS = 4
+CLIPS = (24, 30, 32, 47)  # of a world of 64; their flashes fall on frames that are shown
 
 
 def heads_at_work() -> PictureSlider:
     """Where the global query of the trained Zorro looks in four clips, head by head."""
     model, _ = trained_zorro()
-    world = World(CLIPS, seed=5)
-    seen = []
-    for example in world.__getitems__(range(CLIPS)):
+    world = World(64, seed=5)
+    looked = []
+    for example in world.__getitems__(range(len(world))):
         maps = AttentionMaps(model, audio=example.audio, video=example.video)
-        assert maps.spectrogram is not None
-        assert example.video is not None
-        pictures = {"audio": maps.spectrogram, "video": example.video}
-        seen.append((maps, Places(maps.readers(READOUT), maps.keys(READOUT), pictures)))
+        rows = [maps.rows(READOUT, head, [3])[0] for head in range(maps.heads)]
+        looked.append((maps, torch.stack(rows)))
+    readers, keys = maps.readers(READOUT), maps.keys(READOUT)
+    mean = torch.stack([weights for _, weights in looked]).mean(0)
 
     def look(head: int) -> tuple[Figure, str]:
         figure, axes = plt.subplots(
-            CLIPS, 3, figsize=(10, 5.2), width_ratios=[1.1, 4.5, 4.3], layout="constrained"
+            len(CLIPS), 3, figsize=(10, 5.2), width_ratios=[1.1, 4.5, 4.3], layout="constrained"
         )
-        shares = []
-        for (maps, places), row in zip(seen, axes, strict=True):
-            (weights,) = maps.rows(READOUT, head, [3])
-            shares.append([weights[span].sum() for span in maps.keys(READOUT).spans.values()])
-            strips = places.rasters(weights / weights.max(), 3)
+        for clip, row in zip(CLIPS, axes, strict=True):
+            maps, weights = looked[clip]
+            found = {"audio": maps.spectrogram, "video": maps.video}
+            pictures = {name: picture for name, picture in found.items() if picture is not None}
+            strength = to_look_at(weights[head, None])[0]
+            strips = Places(readers, keys, pictures).rasters(strength, 3)
             for ax, strip in zip(row, strips, strict=True):
                 ax.imshow(strip)
                 bare(ax)
-        for ax, name in zip(axes[0], ("A audio", "V video", "F fusion"), strict=True):
-            ax.set_title(f"{name}, head {head}" if name[0] == "A" else name, fontsize=10)
-        audio, video, fusion = (100 * torch.tensor(shares).mean(0)).tolist()
+        for ax, name in zip(axes[0], (f"A audio, head {head}", "V video", "F fusion"), strict=True):
+            ax.set_title(name, fontsize=10)
+        audio, video, fusion = (100 * mean[head, span].sum() for span in keys.spans.values())
         return figure, (
             f"Head {head} of the global query gives {audio:.0f} % to audio, {video:.0f} % to video "
-            f"and {fusion:.0f} % to fusion tokens, the mean of {CLIPS} clips."
+            f"and {fusion:.0f} % to fusion tokens, the mean of {len(world)} clips."
         )
 
     return PictureSlider("head", range(model.pool.heads), look)
@@ -323,13 +369,14 @@ def heads_at_work() -> PictureSlider:
 
 _HEADS = {"A": 0, "B": 5, "C": 4}
 _HEAD_CLUES = {
-    0: "head 0 looks at the patches of the sprite, in every clip.",
-    1: "head 1 listens most of the time.",
-    2: "head 2 looks at the film, and often at the sprite, but at other patches too.",
+    0: "head 0 looks at patches of the sprite, in every clip.",
+    1: "head 1 listens in three of the four clips.",
+    2: "head 2 looks at the film, mostly at the sprite; in the third clip half its weight is on "
+    "other patches.",
     3: "head 3 only listens.",
-    4: "head 4 reads the fusion tokens more than anything else.",
-    5: "head 5 looks at all of one or two frames: those in which the ground is bright.",
-    6: "head 6 looks here and there: no group gets nearly all.",
+    4: "head 4 reads the fusion tokens, in every clip.",
+    5: "head 5 looks at the whole frame in which the ground is bright.",
+    6: "head 6 changes: fusion tokens in the first clip, film in the others.",
     7: "head 7 listens, all but a little.",
 }
 
@@ -339,15 +386,15 @@ head_hunt = Exercise(
     minutes=8,
     difficulty=2,
     hints=(
-        "Which heads look at the film at all? The sentence below the slider says it.",
-        "Go through the clips of one head. Does what is lit move with the sprite, or is it a whole "
-        "frame?",
+        "Which heads look at the film at all? The sentence above the picture says it.",
+        "Compare the four clips of one head. Does what is lit move with the sprite, or is it a "
+        "whole frame, and which one?",
     ),
     verify=matching(_HEADS, _HEAD_CLUES, "head"),
     mistakes={
-        "nearly the sprite": Mistake(lambda: {**_HEADS, "A": 2}, "but at other patches too"),
+        "nearly the sprite": Mistake(lambda: {**_HEADS, "A": 2}, "half its weight is on other"),
         "swapped": Mistake(lambda: {**_HEADS, "A": 5, "B": 0}, "the ground is bright"),
-        "some fusion": Mistake(lambda: {**_HEADS, "C": 6}, "looks here and there"),
+        "some fusion": Mistake(lambda: {**_HEADS, "C": 6}, "fusion tokens in the first clip, film"),
         "a listener": Mistake(lambda: {**_HEADS, "B": 3}, "head 3 only listens"),
     },
 )
@@ -407,9 +454,15 @@ def _golf(answer: Any) -> str | None:
 
 def _scorecard(answer: Any) -> Figure:
     yours = answer.dense() if isinstance(answer, Mask) else answer
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
-    for ax, mask, name in ((axes[0], yours, "yours"), (axes[1], _ball(), "the best")):
-        draw(mask, GOLF, title=f"{name}: {int(mask.sum())} cells", ax=ax)
+    cells, best = int(yours.sum()), int(_ball().sum())
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.9), layout="constrained")
+    draw(yours, GOLF, title=f"yours: {cells} cells", ax=left)
+    if cells <= best:
+        draw(_ball(), GOLF, title=f"the best known: {best} cells", ax=right)
+    else:
+        words = f"The best known has {best} cells.\n\nIt is drawn here\nwhen yours has no more."
+        right.text(0.5, 0.5, words, ha="center", va="center", fontsize=12)
+        bare(right)
     return figure
 
 

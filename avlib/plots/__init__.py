@@ -1,7 +1,7 @@
 """Pictures: data in, matplotlib Axes out."""
 
 from avlib.plots.blocks import couplings
-from avlib.plots.cells import Cells, cells_axes
+from avlib.plots.cells import Cells, cells_axes, to_look_at
 from avlib.plots.clips import film_strip, picture, spectrogram, waveform
 from avlib.plots.learning import accuracies, curves
 from avlib.plots.masks import draw

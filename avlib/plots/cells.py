@@ -43,6 +43,11 @@ def by_layer(first: UInt8[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     return paler.clamp(min=0.15) * (first < Reach.NEVER)
 
 
+def to_look_at(weights: Float[Tensor, "i j"]) -> Float[Tensor, "i j"]:
+    """Strengths for attention weights: shares of each row's largest, raised so that all show."""
+    return (weights / weights.amax(1, keepdim=True).clamp(min=1e-30)).sqrt()
+
+
 class Cells:
     """A table of strengths as a picture, with one row in focus or none.
 

@@ -122,7 +122,6 @@ class Places:
             here = np.append(values[self.keys.spans[name]], 0)  # the last is NOWHERE's
             strength = here[strip.token][..., None]
             if name in self.pictures:
-                strength = strength**0.5  # the eye tells dim patches apart less well than colours
                 grey = strip.colour.mean(-1, keepdims=True) * 0.25 + 0.7
                 out = grey + strength * (strip.colour - grey)
                 lines = strip.edge[..., None] & (strength > 0)

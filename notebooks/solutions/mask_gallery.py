@@ -13,10 +13,10 @@ def layers_needed(tokens, before):
     return ceil((tokens - 1) / before)
 
 
-def padded_decoder(real):
+def lost_frames(real):
     n = real.shape[1]
-    causal = torch.ones(n, n, dtype=torch.bool).tril()
-    return causal & real[:, None, :]
+    order = torch.ones(n, n, dtype=torch.bool).tril()
+    return order & real[:, None, :]
 
 
 def name_the_masks():
