@@ -3,8 +3,8 @@
 `PYTHONPATH=tests python benchmarks/explorer.py` opens both in one JupyterLab in one Chromium, moves
 their query sliders by keyboard, in turns, and writes `benchmarks/explorer.md`. Needs Chromium.
 
-A move is over at the first frame that the browser paints after all pictures of the slider, and its
-sentence where it has one, are other ones than before.
+A move is over at the first frame that the browser paints after the slider's pictures, and the
+sentence where there is one (it comes last), are other ones than before.
 """
 
 import argparse
@@ -53,19 +53,17 @@ def peer(*grid):
 # `window.took` becomes the milliseconds from the key press to the frame with other pictures.
 MEASURE = """box => { window.took = new Promise(resolve => {
     const pictures = () => [...box.querySelectorAll("img")];
-    const parts = () => [
-        ...pictures().map(image => image.src),
-        ...[...box.querySelectorAll("[role=status]")].map(node => node.textContent),
-    ];
-    const before = parts();
+    const words = () => [...box.querySelectorAll("[role=status]")].map(node => node.textContent);
+    const sources = () => pictures().map(image => image.src);
+    const [wordsBefore, before] = [words(), sources()];
     const began = performance.now();
     let pressed = null;
     document.addEventListener(
         "keydown", () => { pressed = performance.now(); }, {once: true, capture: true});
     const look = async () => {
-        const now = parts();
-        const changed = pressed && now.length >= before.length && pictures().length
-            && now.every(part => !before.includes(part));
+        const changed = pressed && pictures().length >= before.length
+            && sources().some(source => !before.includes(source))
+            && words().every(text => !wordsBefore.includes(text));
         if (!changed && performance.now() - began < 30000) return requestAnimationFrame(look);
         await Promise.all(pictures().map(image => image.decode().catch(() => null)));
         requestAnimationFrame(() => resolve(performance.now() - pressed));
@@ -175,7 +173,7 @@ def report(sizes: list[int], times: int) -> Iterator[str]:
 
 A causal 3-D nearby mask (windows of 3 × 5 × 5) as frames of patches and as a matrix. The `query`
 slider goes one step to the right by keyboard, {times} times; given are the median and the largest.
-A move is over at the first frame painted after every picture and the sentence have changed.
+A move is over at the first frame painted after the pictures and the sentence have changed.
 `interactive` draws the matrix alone, with `plt.subplots` and `imshow` at 1024 × 1024 pixels.
 `layers` computes and shows one layer more. *Kernel*: from the slider's new value to the encoded
 pictures.

@@ -5,6 +5,7 @@ milliseconds. What is drawn (masks, layers, attention) comes as strengths from 0
 """
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -37,10 +38,14 @@ def check_drawable(where: str, readers: int, keys: int) -> None:
         )
 
 
+# For each layer in which something can arrive: full for itself and the first, then paler and paler.
+PALER = np.maximum(0.15, 0.72 ** np.maximum(0, np.arange(256) - 1)).astype(np.float32)
+PALER[Reach.NEVER] = 0
+
+
 def by_layer(first: UInt8[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Strengths for what `Reach.first` says: full in the first layer, then paler and paler."""
-    paler = 0.72 ** (first.float() - 1).clamp(min=0)
-    return paler.clamp(min=0.15) * (first < Reach.NEVER)
+    """Strengths for what `Reach.first` says, the paler the later."""
+    return torch.from_numpy(PALER[first.numpy()])
 
 
 def to_look_at(weights: Float[Tensor, "i j"]) -> Float[Tensor, "i j"]:
