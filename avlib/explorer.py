@@ -237,7 +237,7 @@ def _pictures(clip: Any) -> dict[str, Tensor]:
                 f"explore: {type(clip).__name__} does not say the sample rate of its sound; give "
                 "a Clip, such as World(…).clip(0)"
             )
-        # No padding: the grid spans the clip.
+        # Padded by `Places`, which knows how many patches there are.
         sound = LogMelSpectrogram(sample_rate=clip.sample_rate, patch_frames=1)
         pictures["audio"] = sound(clip.audio[None])[0]
     return pictures

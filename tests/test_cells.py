@@ -435,6 +435,18 @@ def test_low_tones_are_at_the_bottom():
     assert coloured[-5:].all()
 
 
+def test_a_last_patch_that_is_not_full_ends_in_silence():
+    spectrogram = torch.zeros(1, 10)
+    spectrogram[0, [2, 9]] = 1  # patches of 3 columns: the ends of the first, the begin of the last
+    tokens = Tokens({"audio": (1, 4)})
+    (raster,) = Places(tokens, tokens, {"audio": spectrogram}).rasters(torch.ones(4), 3)
+    loud = raster.astype(int).sum(-1)[raster.shape[0] // 2] > 600
+    third = raster.shape[1] // 12
+    assert [bool(loud[i * third + third // 2]) for i in range(12)] == [
+        i in (2, 9) for i in range(12)
+    ]
+
+
 def test_strips_have_their_names_and_frames_their_numbers():
     tokens = Tokens({"video": (40, 3, 5), r"$\frac{$": 4})
     axes = Places(tokens, tokens).axes(torch.ones(604), 0)

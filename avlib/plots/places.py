@@ -187,6 +187,8 @@ def _pixels(name: str, picture: Tensor, grid: tuple[int, ...], shape: tuple[int,
     picture = picture.detach().float().cpu().nan_to_num(0)
     if picture.ndim == 2:
         low, high = picture.min(), picture.max()
+        # A sound that does not fill its last patch is padded with silence, as a model pads it.
+        picture = F.pad(picture, (0, -picture.shape[1] % grid[1]), value=float(low))
         scaled = ((picture - low) / (high - low).clamp(min=1e-9)).numpy()
         frames = rearrange(
             torch.from_numpy(colormaps["magma"](scaled)[..., :3]), "f t c -> 1 c f t"
