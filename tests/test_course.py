@@ -2,10 +2,16 @@
 
 import importlib.util
 import inspect
+from functools import partial
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
+from einops import rearrange
+from IPython.core.compilerop import CachingCompiler
 
 from avlib.course import (
     fusion,
@@ -19,6 +25,7 @@ from avlib.course import (
 )
 from avlib.course.exercise import Exercise, Mistake, difference
 from avlib.evaluation import Scores
+from avlib.masks import Visibility
 from avlib.reversible import BLOCK_TYPES
 from avlib.trained import trained_zorro
 from avlib.world import World
@@ -40,6 +47,8 @@ EXERCISES = [
     if isinstance(value, Exercise)
 ]
 MISTAKES = [(exercise, name) for exercise in EXERCISES for name in exercise.mistakes]
+
+mpl.use("agg")
 
 pytestmark = pytest.mark.usefixtures("no_shape_checks")  # learners hand in anything
 
@@ -103,8 +112,59 @@ def test_an_error_in_the_attempt_is_reported():
     said = start_here.count_patches.judge(broken)
     assert said == (
         "✗ count_patches: count_patches(4, 4, 2) stopped with "
-        "ZeroDivisionError: integer division or modulo by zero"
+        "ZeroDivisionError: integer division or modulo by zero, in your line: return height // 0"
     )
+
+
+def test_an_error_deep_inside_is_shown_with_the_line_of_the_attempt():
+    def split(image, patch):
+        return rearrange(image, "c (y p) w -> y c w p", p=patch + 1)
+
+    @torch.no_grad()
+    def attempt(image, patch):
+        return split(image, patch)
+
+    said = patchify.cut_image.judge(attempt)
+    assert "stopped with EinopsError" in said
+    assert said.endswith(
+        ', in your line: return rearrange(image, "c (y p) w -> y c w p", p=patch + 1)'
+    )
+
+
+def test_an_error_is_shown_with_its_line_of_a_cell():
+    source = "def cut_image(image, patch):\n    sides = [patch]\n    return image.reshape(sides)\n"
+    cell = {}
+    exec(compile(source, CachingCompiler().cache(source), "exec"), cell)
+    said = patchify.cut_image.judge(cell["cut_image"])
+    assert "stopped with RuntimeError: shape '[2]' is invalid" in said
+    assert said.endswith(", in your line: return image.reshape(sides)")
+
+
+def test_an_error_in_a_returned_function_is_shown_with_its_line():
+    def attempt():
+        return lambda b, h, q_idx, kv_idx: kv_idx.before(q_idx)
+
+    assert mask_gallery.last_four.judge(attempt) == (
+        "✗ last_four: what it returned stopped with AttributeError: 'Tensor' object has no "
+        "attribute 'before', in your line: return lambda b, h, q_idx, kv_idx: "
+        "kv_idx.before(q_idx)"
+    )
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda: None,
+        abs,
+        torch.relu,
+        partial(lambda a, image, patch: 1 / 0, 1),
+        eval("lambda image, patch: 1 / 0"),
+    ],
+)
+def test_an_error_without_a_line_of_the_attempt_names_none(attempt):
+    said = patchify.cut_image.judge(attempt)
+    assert "stopped with" in said
+    assert "your line" not in said
 
 
 def test_a_forgotten_return_is_named():
@@ -118,6 +178,102 @@ def test_an_attempt_cannot_change_the_question():
 
     assert patchify.cut_image.judge(vandal).startswith("✗")
     assert patchify.cut_image.judge(patchify.cut_image.reference).startswith("✓")
+
+
+def _relabelled(factors):
+    right = (factors["pitch"] + factors["shape"]) % 4
+    factors["pitch"] = factors["pitch"].tolist()
+    return right
+
+
+def _painted(image, patch):
+    right = patchify.cut_image.reference(image, patch)
+    image[:, 0, 0] += 1
+    return right
+
+
+def _flattened(image, patch):
+    right = patchify.cut_image.reference(image, patch)
+    image.resize_(image.numel())
+    return right
+
+
+def _sorted(kinds):
+    right = zorro_mask.mask_from_kinds.reference(kinds)
+    kinds.sort()
+    return right
+
+
+def _any(*arguments):
+    right = zorro_mask.reach.reference(*arguments)
+    arguments[0].fill_(True)
+    return right
+
+
+@pytest.mark.parametrize(
+    ("exercise", "attempt", "argument"),
+    [
+        (patchify.cut_image, _painted, "image"),
+        (patchify.cut_image, _flattened, "image"),
+        (zorro_mask.mask_from_kinds, _sorted, "kinds"),
+        (zorro_mask.reach, _any, "arguments"),
+        (training.my_label, _relabelled, "factors"),
+    ],
+)
+def test_a_right_answer_that_changes_its_argument_is_refused(exercise, attempt, argument):
+    assert exercise.judge(attempt) == (
+        f"✗ {exercise.name}: it changes its argument {argument}, which the caller may still need; "
+        "work on a copy."
+    )
+
+
+def test_a_changed_argument_is_no_excuse_for_a_wrong_answer():
+    def attempt(reads, layers):
+        return reads.fill_diagonal_(True)
+
+    assert "it shows one layer, however many" in zorro_mask.reach.judge(attempt)
+
+
+def test_numbers_of_a_puzzle_are_compared_not_looked_up():
+    judge = mask_gallery.head_hunt.judge
+    assert judge(lambda: dict(zip("ABC", torch.tensor([0, 5, 4]), strict=True))).startswith("✓")
+    assert "head A is not 2: head 2 looks" in judge(lambda: {"A": torch.tensor(2), "B": 5, "C": 4})
+    assert "A is [0], wanted one of 0, 1" in judge(lambda: {"A": [0], "B": 5, "C": 4})
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        lambda draws: draws.numpy()[::-1],
+        lambda draws: draws.to(torch.float16).numpy()[::-1],
+        lambda draws: draws.flip(0).to(torch.int8).numpy(),
+    ],
+)
+def test_numpy_is_as_right(right):
+    numbers = torch.arange(6.0)
+    assert difference(right(numbers), numbers.flip(0)) is None
+    assert "at [0] gives 0, wanted 1" in difference(right(numbers)[::-1], numbers + 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (np.array(["one", "two"]), "returned ndarray, wanted a tensor"),
+        (np.array([1, 0]), "holds torch.int64, wanted torch.bool"),
+        (np.array([True, False, True]), r"has shape (3,), wanted (2,)"),
+        (np.bool_(True), "has shape (), wanted (2,)"),
+    ],
+)
+def test_numpy_is_as_wrong(wrong, words):
+    assert words in difference(wrong, torch.tensor([True, False]))
+
+
+def test_a_way_does_not_lead_through_the_group_itself():
+    groups = ("audio", "video", "touch", "sight and sound", "fusion")
+    rules = {name: [name] for name in groups[:3]}
+    rules |= {"sight and sound": ["audio", "video", "sight and sound", "fusion"], "fusion": "all"}
+    said = zorro_mask.third_modality.judge(lambda: Visibility(rules))
+    assert "'sight and sound' gets 'touch' in a later layer, by way of 'fusion'" in said
 
 
 def test_an_unnamed_error_shows_the_first_difference():
@@ -343,3 +499,60 @@ def test_the_towers_of_the_notebook_do_not_drop_their_masks():
     only_first = torch.tensor([[True, False, False, False]])
     shown = sequence(video, audio, context=context, audio_mask=only_first)[0]
     assert not torch.allclose(shown, sequence(video, audio, context=context)[0])
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What checks display, closed as it comes."""
+    figures = []
+    monkeypatch.setattr("IPython.display.display", figures.append)
+    yield figures
+    assert plt.get_fignums() == []
+
+
+def titles(figure):
+    return [ax.get_title() for ax in figure.axes]
+
+
+@pytest.mark.parametrize(
+    ("exercise", "name"),
+    [
+        (zorro_mask.mask_from_kinds, "transposed"),
+        (zorro_mask.reach, "no residual"),
+        (mask_gallery.lost_frames, "rows"),
+    ],
+    ids=name_of,
+)
+def test_a_wrong_mask_is_drawn_beside_the_wanted_one(exercise, name, shown, capsys):
+    exercise.check(exercise.mistakes[name].function)
+    assert "✗" in capsys.readouterr().out
+    (figure,) = shown
+    assert titles(figure) == ["yours", "wanted"]
+    yours, wanted = (ax.images[0].get_array() for ax in figure.axes)
+    assert yours.shape == wanted.shape
+    assert (yours != wanted).any()
+
+
+@pytest.mark.parametrize(
+    "function", [lambda kinds: "?", lambda kinds: torch.ones(6, 6), lambda kinds: torch.eye(0) > 0]
+)
+def test_what_is_no_mask_is_not_drawn(function, shown):
+    zorro_mask.mask_from_kinds.check(function)
+    assert shown == []
+
+
+def test_a_mask_of_another_size_is_drawn_too(shown):
+    zorro_mask.mask_from_kinds.check(lambda kinds: torch.ones(2, 3).bool())
+    assert titles(shown[0]) == ["yours", "wanted"]
+
+
+def test_golf_shows_the_best_only_to_who_has_found_it(shown):
+    best = solution(mask_gallery.mask_golf)()
+    more = best.clone()
+    more[0, 1] = True
+    mask_gallery.mask_golf.check(lambda: more)
+    mask_gallery.mask_golf.check(lambda: best)
+    assert [titles(figure) for figure in shown] == [
+        ["yours: 19 cells", ""],
+        ["yours: 18 cells", "the best known: 18 cells"],
+    ]

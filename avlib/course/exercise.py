@@ -7,11 +7,18 @@ people really go wrong. The one that gives the learner's answers tells what to s
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature, unwrap
+from linecache import getline
 from math import isclose, isnan
+from traceback import walk_tb
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from avlib.course.progress import record
 
 Function = Callable[..., Any]
 
@@ -56,13 +63,31 @@ class Exercise:
     picture: Callable[[Any], Any] | None = None
 
     def check(self, function: Function) -> None:
-        """Print whether the function is right: ✓, ✗ with the likely mistake, or not attempted."""
-        verdict = self.judge(function)
+        """Print whether the function is right: ✓, ✗ with the likely mistake, or not attempted.
+
+        A wrong mask is drawn beside the wanted one.
+        """
+        verdict, picture = self._judged(function)
         print(verdict)
-        if self.picture is not None and verdict.startswith("✓"):
+        if not verdict.startswith("·"):
+            record(self.chapter, self.name, verdict.startswith("✓"))
+        if picture is not None:
+            import matplotlib.pyplot as plt
             from IPython.display import display
 
-            display(self.picture(function(*_copies(self.cases[0]))))
+            figure = picture()
+            plt.close(figure)  # else a notebook shows it twice
+            display(figure)
+
+    def grade(self, function: Function) -> None:
+        """The same for a grader: what is not right is an error.
+
+        Raises:
+            AssertionError: with what `check` prints.
+        """
+        verdict = self.judge(function)
+        if not verdict.startswith("✓"):
+            raise AssertionError(verdict)
 
     def hint(self, number: int) -> None:
         """Print hint 1 or hint 2."""
@@ -72,18 +97,44 @@ class Exercise:
 
     def judge(self, function: Function) -> str:
         """What `check` prints."""
+        return self._judged(function)[0]
+
+    def _judged(self, function: Function) -> tuple[str, Callable[[], Any] | None]:
+        """What to print, and what to draw below it."""
+        handed = [_copies(case) for case in self.cases]
         try:
-            answers = [_outcome(function, case) for case in self.cases]
+            answers = [_outcome(function, arguments) for arguments in handed]
         except NotImplementedError:
-            return (
+            said = (
                 f"· {self.name}: not attempted yet ({self.minutes} minutes, {self._stars()}). "
                 f"Stuck? {self.chapter}.{self.name}.hint(1)"
             )
+            return said, None
         for case, answer in zip(self.cases, answers, strict=True):
-            wrong = self._wrong(case, answer)
+            wrong = self._wrong(function, case, answer)
             if wrong:
-                return f"✗ {self.name}: {self._likely(answers) or wrong}"
-        return f"✓ {self.name}: right."
+                said = f"✗ {self.name}: {self._likely(answers) or wrong}"
+                return said, self._beside(case, answer)
+        for case, arguments in zip(self.cases, handed, strict=True):
+            if changed := _changed(function, case, arguments):
+                said = (
+                    f"✗ {self.name}: it changes its argument {changed}, which the caller may "
+                    "still need; work on a copy."
+                )
+                return said, None
+        right = self.picture and partial(self.picture, answers[0])
+        return f"✓ {self.name}: right.", right or None
+
+    def _beside(self, case: tuple[Any, ...], answer: Any) -> Callable[[], Any] | None:
+        """A picture of a wrong mask beside the wanted one; nothing for what is no mask."""
+        if self.reference is None:
+            return None
+        masks = {"yours": as_tensor(answer), "wanted": self.reference(*_copies(case))}
+        if not all(isinstance(m, Tensor) and m.dtype == torch.bool for m in masks.values()):
+            return None
+        if any(m.ndim not in (2, 3) or not 0 < m.numel() <= 4096 for m in masks.values()):
+            return None
+        return partial(_side_by_side, masks)
 
     def __repr__(self) -> str:
         return f"Exercise {self.chapter}.{self.name}: {self.minutes} minutes, {self._stars()}"
@@ -91,16 +142,20 @@ class Exercise:
     def _stars(self) -> str:
         return "●" * self.difficulty + "○" * (3 - self.difficulty)
 
-    def _wrong(self, case: tuple[Any, ...], answer: Any) -> str | None:
+    def _wrong(self, function: Function, case: tuple[Any, ...], answer: Any) -> str | None:
         if isinstance(answer, Exception):
-            return f"{self._call(case)} stopped with {type(answer).__name__}: {answer}"
+            said = f"{self._call(case)} stopped with {type(answer).__name__}: {answer}"
+            return said + _your_line(function, answer)
         if answer is None:
             return f"{self._call(case)} returned None. Does it end with return?"
         if self.verify is not None:
             try:
                 return self.verify(answer)
             except Exception as error:  # an answer may be anything
-                return f"{answer!r} cannot be checked ({type(error).__name__}: {error})"
+                said = f"{type(error).__name__}: {error}"
+                if line := _your_line(function, error):  # it may also be a function
+                    return f"what it returned stopped with {said}{line}"
+                return f"{answer!r} cannot be checked ({said})"
         assert self.reference is not None
         found = difference(answer, self.reference(*_copies(case)), self.returns)
         return found and f"{self._call(case)} {found}"
@@ -108,7 +163,7 @@ class Exercise:
     def _likely(self, answers: list[Any]) -> str | None:
         """The words of the mistake that gives just these answers; `verify` has words of its own."""
         for mistake in self.mistakes.values() if self.reference else ():
-            theirs = [_outcome(mistake.function, case) for case in self.cases]
+            theirs = [_outcome(mistake.function, _copies(case)) for case in self.cases]
             pairs = zip(answers, theirs, strict=True)
             if all(difference(mine, other, self.returns) is None for mine, other in pairs):
                 return mistake.says
@@ -116,6 +171,18 @@ class Exercise:
 
     def _call(self, case: tuple[Any, ...]) -> str:
         return f"{self.name}({', '.join(map(_shown, case))})"
+
+
+def _side_by_side(masks: Mapping[str, Tensor]) -> Any:
+    import matplotlib.pyplot as plt
+
+    from avlib.plots import draw
+
+    # Of several masks the last: the first is often the plain case.
+    figure, axes = plt.subplots(1, len(masks), figsize=(8.2, 3.9), layout="constrained")
+    for ax, (name, mask) in zip(axes, masks.items(), strict=True):
+        draw(mask[-1] if mask.ndim == 3 else mask, title=name, ax=ax)
+    return figure
 
 
 def difference(answer: Any, wanted: Any, names: Sequence[str] = ()) -> str | None:
@@ -131,6 +198,7 @@ def difference(answer: Any, wanted: Any, names: Sequence[str] = ()) -> str | Non
                 return f"is wrong in {name}, which {found}"
         return None
     if isinstance(wanted, Tensor):
+        answer = as_tensor(answer)
         if wanted.ndim == 0 and isinstance(answer, float):
             answer = torch.tensor(answer)
         if not isinstance(answer, Tensor):
@@ -141,7 +209,7 @@ def difference(answer: Any, wanted: Any, names: Sequence[str] = ()) -> str | Non
             return f"holds {answer.dtype}, wanted {wanted.dtype}"
         if answer.requires_grad and not wanted.requires_grad:
             return "still holds on to the graph that it was computed in; use .detach()"
-        apart = ~torch.isclose(answer.double(), wanted.double(), atol=1e-5)
+        apart = ~torch.isclose(answer.cpu().double(), wanted.double(), atol=1e-5)
         if apart.any():
             place = tuple(apart.nonzero()[0].tolist())
             got, right = answer[place].item(), wanted[place].item()
@@ -171,6 +239,14 @@ def difference(answer: Any, wanted: Any, names: Sequence[str] = ()) -> str | Non
     return None if same else f"gives {answer!r}, wanted {wanted!r}"
 
 
+def as_tensor(answer: Any) -> Any:
+    """NumPy's numbers as a tensor, since they are as right; any other answer as it is."""
+    kinds = {"b": bool, "i": int, "u": int, "f": float}
+    if not isinstance(answer, (np.ndarray, np.generic)) or answer.dtype.kind not in kinds:
+        return answer
+    return torch.from_numpy(np.array(answer, kinds[answer.dtype.kind]))
+
+
 def matching(
     truth: Mapping[str, int], clues: Mapping[int, str], one: str
 ) -> Callable[[Any], str | None]:
@@ -183,23 +259,25 @@ def matching(
     """
 
     def verify(answer: Any) -> str | None:
-        if not isinstance(answer, dict) or set(answer) != set(truth):
+        if not isinstance(answer, Mapping) or set(answer) != set(truth):
             return f"it returned {answer!r}, wanted a dictionary with {', '.join(truth)} as keys."
         for letter, number in truth.items():
-            if answer[letter] not in clues:
+            # Compared, not looked up: a tensor may be a right number, and a list is no key.
+            found = next((known for known in clues if answer[letter] == known), None)
+            if found is None:
                 numbers = ", ".join(map(str, clues))
                 return f"{letter} is {answer[letter]!r}, wanted one of {numbers}."
-            if answer[letter] != number:
-                return f"{one} {letter} is not {answer[letter]}: {clues[answer[letter]]}"
+            if found != number:
+                return f"{one} {letter} is not {found}: {clues[found]}"
         return None
 
     return verify
 
 
-def _outcome(function: Function, case: tuple[Any, ...]) -> Any:
+def _outcome(function: Function, arguments: tuple[Any, ...]) -> Any:
     """What the function returns, or the error that stopped it."""
     try:
-        return function(*_copies(case))
+        return function(*arguments)
     except Exception as error:
         if isinstance(error, NotImplementedError) and not error.args:
             raise  # the untouched stub; torch's own NotImplementedErrors carry a message
@@ -208,6 +286,40 @@ def _outcome(function: Function, case: tuple[Any, ...]) -> Any:
 
 def _copies(case: tuple[Any, ...]) -> tuple[Any, ...]:
     return deepcopy(case)  # whatever the learner does to the question, the next one is asked it
+
+
+def _changed(function: Function, before: tuple[Any, ...], after: tuple[Any, ...]) -> str | None:
+    """The name of the first argument that is not what it was before the call."""
+    for place, (old, new) in enumerate(zip(before, after, strict=True)):
+        if not _same(old, new):
+            try:
+                return list(signature(function).parameters)[place]
+            except (ValueError, IndexError):  # one written in C, or one with *arguments
+                return str(place + 1)
+    return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+def _your_line(function: Function, error: Exception) -> str:
+    """The last line of the learner's own file or cell on the way to an error, in words."""
+    code = getattr(unwrap(function), "__code__", None)
+    line = ""
+    for frame, number in walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if code is not None and file == code.co_filename:
+            line = getline(file, number, frame.f_globals).strip()
+    return line and f", in your line: {line}"
 
 
 def _shown(value: Any) -> str:

@@ -64,6 +64,14 @@ keep_modalities = Exercise(
             lambda draws, p: (draws <= 1 - p / 2, draws >= p / 2),
             "sound and pictures are exchanged: the lowest draws lose the sound.",
         ),
+        "three equal parts": Mistake(
+            lambda draws, p: (draws >= 1 / 3, draws <= 2 / 3),
+            "its three parts are equally long, whatever the probability is.",
+        ),
+        "numbers": Mistake(
+            lambda draws, p: ((draws >= p / 2).float(), (draws <= 1 - p / 2).float()),
+            "it returns numbers 0 and 1. Return booleans, as a comparison gives them.",
+        ),
         "one only": Mistake(
             lambda draws, p: (draws >= p / 2, torch.ones_like(draws, dtype=torch.bool)),
             "the pictures are never lost.",
@@ -143,6 +151,24 @@ contrast = Exercise(
         "sum over clips": Mistake(
             lambda a, b, t: len(a) * matching_loss(a @ b.T / t),
             "it adds up the clips. Take their mean.",
+        ),
+        "no mean": Mistake(
+            lambda a, b, t: sum(
+                -s.log_softmax(1).diagonal() / 2 for s in (a @ b.T / t, b @ a.T / t)
+            ),
+            "it returns a loss for each clip. Take their mean.",
+        ),
+        "transposed": Mistake(
+            lambda a, b, t: matching_loss(a.T @ b / t),
+            "it compares features with features. The table needs a row for each sound and a column "
+            "for each film.",
+        ),
+        "one softmax": Mistake(
+            lambda a, b, t: (
+                -(a @ b.T / t).flatten().softmax(0).reshape(len(a), -1).diag().log().mean()
+            ),
+            "its softmax runs over the whole table. Each sound chooses among the films, and each "
+            "film among the sounds.",
         ),
         "itself": Mistake(
             lambda a, b, t: matching_loss(a @ a.T / t),
@@ -288,6 +314,9 @@ which_cheats = Exercise(
     verify=matching(_CURVES, _CLUES, "curve"),
     mistakes={
         "lowest but one": Mistake(lambda: {**_CURVES, "A": 3, "B": 2}, _CLUES[3]),
+        "lowest is right": Mistake(lambda: {**_CURVES, "B": 1, "D": 3}, "curve B is not 1"),
+        "slow is small": Mistake(lambda: {**_CURVES, "A": 4, "C": 2}, _CLUES[4]),
+        "a list": Mistake(lambda: [*_CURVES.values()], "wanted a dictionary"),
         "slow is shuffled": Mistake(lambda: {**_CURVES, "C": 5}, _CLUES[5]),
         "exchanged": Mistake(lambda: {**_CURVES, "C": 1, "D": 4}, _CLUES[1]),
     },
@@ -324,6 +353,15 @@ break_even = Exercise(
         "equal": Mistake(
             lambda encode, fuse: max(1, int(-(-2 * encode // fuse))),
             "where both cost the same, fusing does not cost more yet. One more is needed.",
+        ),
+        "rounded down": Mistake(
+            lambda encode, fuse: int(2 * encode / fuse),
+            "it rounds down. With so many clips fusing does not cost more yet.",
+        ),
+        "each pair once": Mistake(
+            lambda encode, fuse: int(4 * encode / fuse + 1) + 1,
+            "it counts half of the pairs. Sound 1 with film 2 is another pair than sound 2 with "
+            "film 1.",
         ),
         "no rounding": Mistake(
             lambda encode, fuse: 2 * encode / fuse,

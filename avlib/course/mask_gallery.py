@@ -12,7 +12,7 @@ from torch import Tensor
 
 from avlib import gallery
 from avlib.attention_maps import READOUT, AttentionMaps
-from avlib.course.exercise import Exercise, Mistake, matching
+from avlib.course.exercise import Exercise, Mistake, as_tensor, matching
 from avlib.plots import Places, bare, draw, to_look_at
 from avlib.reach import Reach, cost
 from avlib.token_masks import Mask, as_mask
@@ -416,9 +416,12 @@ def _ball() -> Tensor:
     return mask
 
 
+def _cells(answer: Any) -> Any:
+    return answer.dense() if isinstance(answer, Mask) else as_tensor(answer)
+
+
 def _golf(answer: Any) -> str | None:
-    if isinstance(answer, Mask):
-        answer = answer.dense()
+    answer = _cells(answer)
     if not isinstance(answer, Tensor) or answer.dtype != torch.bool or answer.shape != (12, 12):
         what = (
             f"{answer.dtype} of shape {tuple(answer.shape)}"
@@ -453,7 +456,7 @@ def _golf(answer: Any) -> str | None:
 
 
 def _scorecard(answer: Any) -> Figure:
-    yours = answer.dense() if isinstance(answer, Mask) else answer
+    yours = _cells(answer)
     cells, best = int(yours.sum()), int(_ball().sum())
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.9), layout="constrained")
     draw(yours, GOLF, title=f"yours: {cells} cells", ax=left)

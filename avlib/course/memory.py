@@ -55,6 +55,10 @@ weight_bytes = Exercise(
             lambda parameters, optimizer: 4 * parameters * (2 + 2 * min(1, _COPIES[optimizer])),
             "it gives momentum two numbers for each parameter. Only AdamW keeps two.",
         ),
+        "doubles": Mistake(
+            lambda parameters, optimizer: 8 * parameters * (2 + _COPIES[optimizer]),
+            "it gives each number 8 bytes, as in float64. These are float32.",
+        ),
         "weights alone": Mistake(
             lambda parameters, optimizer: 4 * parameters,
             "it counts the parameters alone. Training also needs gradients, and what the "
@@ -269,7 +273,7 @@ whose_timeline = Exercise(
         "timeline",
     ),
     mistakes={
-        "swapped": Mistake(lambda: {**_STORY_OF, "B": 1, "D": 2}, "gradients"),
+        "swapped": Mistake(lambda: {**_STORY_OF, "B": 1, "D": 2}, "without gradients"),
         "any growth": Mistake(lambda: {**_STORY_OF, "A": 4, "C": 3}, "there is no backward pass"),
         "not growing": Mistake(lambda: {**_STORY_OF, "C": 5}, "nothing stays"),
         "one for all": Mistake(lambda: dict.fromkeys("ABCD", 1), "every round begins"),
@@ -294,9 +298,13 @@ def _spent(answer: Any) -> str | None:
     for name, known in options.items():
         if answer[name] not in known:
             return f"{name} is {answer[name]!r}, wanted one of {list(known)}."
-    depth, settings = answer["depth"], {name: answer[name] for name in options}
-    if not isinstance(depth, int) or depth < 4:
-        return f"depth is {depth!r}, wanted a whole number from 4 up."
+    settings = {name: answer[name] for name in options}
+    try:
+        depth = int(answer["depth"])  # it may be NumPy's, or 5.0
+    except (TypeError, ValueError):
+        depth = 0
+    if depth < 4 or depth != answer["depth"]:
+        return f"depth is {answer['depth']!r}, wanted a whole number from 4 up."
     own = for_budget(**settings)
     needed = f"{own.at(depth).peak / plots.GB:.2f} GB"
     if own.at(depth).peak > BUDGET:
@@ -311,6 +319,11 @@ def _spent(answer: Any) -> str | None:
                     "more of them fit. What is it that fills the 8 GB?"
                 )
     return None
+
+
+def _deepest(way: str, precision: str, optimizer: str) -> dict[str, Any]:
+    depth = for_budget(way, precision, optimizer).deepest(BUDGET)
+    return {"way": way, "precision": precision, "optimizer": optimizer, "depth": depth}
 
 
 spend = Exercise(
@@ -335,13 +348,18 @@ spend = Exercise(
             "more of them fit too",
         ),
         "other settings": Mistake(
-            lambda: {
-                "way": "ordinary",
-                "precision": "bfloat16",
-                "optimizer": "AdamW",
-                "depth": for_budget("ordinary", "bfloat16", "AdamW").deepest(BUDGET),
-            },
-            "but with another way",
+            lambda: _deepest("ordinary", "bfloat16", "AdamW"), "but with another way"
+        ),
+        "other optimizer": Mistake(
+            lambda: _deepest("reversible", "bfloat16", "AdamW, fused"),
+            "but with another optimizer",
+        ),
+        "other precision": Mistake(
+            lambda: _deepest("reversible", "float32", "SGD"), "but with another precision"
+        ),
+        "half a layer": Mistake(
+            lambda: {**_deepest("reversible", "bfloat16", "SGD"), "depth": 96.5},
+            "wanted a whole number",
         ),
         "words": Mistake(lambda: "reversible", "wanted a dictionary"),
     },

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from avlib.course.exercise import Exercise, Mistake, matching
+from avlib.course.exercise import Exercise, Mistake, as_tensor, matching
 
 # 1. Cut a picture
 
@@ -27,6 +27,12 @@ def _cut_by_loops(image: Tensor, patch: int) -> Tensor:
 
 def _cut(pattern: str) -> Callable[[Tensor, int], Tensor]:
     return lambda image, patch: rearrange(image, pattern, p=patch, q=patch)
+
+
+def _cut_square(image: Tensor, patch: int) -> Tensor:
+    side = image.shape[1] // patch
+    split = image.reshape(len(image), side, patch, side, patch)
+    return split.permute(1, 3, 0, 2, 4).reshape(side * side, -1)
 
 
 cut_image = Exercise(
@@ -75,6 +81,11 @@ cut_image = Exercise(
             lambda image, patch: image.reshape(-1, len(image) * patch * patch),
             "a plain reshape cuts rows into strips. A patch takes a few pixels from each of "
             "several rows, so the axes must be split before they are joined.",
+        ),
+        "square pictures only": Mistake(
+            _cut_square,
+            "it counts columns by the height. A picture may be wider than it is high: take height "
+            "and width each from the picture.",
         ),
         "not flat": Mistake(
             _cut("c (y p) (x q) -> (y x) c p q"),
@@ -181,6 +192,19 @@ sum_positions = Exercise(
             "rows and columns both change with every token, so some pairs never meet. "
             "Within a row of the grid the row stays the same.",
         ),
+        "square grids only": Mistake(
+            lambda rows, columns: (
+                rows.repeat_interleave(len(rows), 0) + columns.repeat(len(columns), 1)
+            ),
+            "it works where there are as many rows as columns. How often does each row come, and "
+            "how often all columns?",
+        ),
+        "side by side": Mistake(
+            lambda rows, columns: torch.cat(
+                [rows.repeat_interleave(len(columns), 0), columns.repeat(len(rows), 1)], 1
+            ),
+            "each row meets each column, but their vectors are put side by side. Add them.",
+        ),
         "joined": Mistake(
             lambda rows, columns: torch.cat([rows, columns]),
             "it lists rows, then columns. Each token needs the sum of its row and its column.",
@@ -252,6 +276,12 @@ pattern_detective = Exercise(
             lambda: {**_SUSPECTS, "A": 3, "C": 4},
             "with 3 whole patches change places across the diagonal",
         ),
+        "rows for columns": Mistake(
+            lambda: {**_SUSPECTS, "E": 7}, "with 7 only the rows are torn apart"
+        ),
+        "half of it seen": Mistake(
+            lambda: {**_SUSPECTS, "B": 6}, "with 6 only the columns are torn apart"
+        ),
         "one forgotten": Mistake(
             lambda: {"A": 4}, "wanted a dictionary with A, B, C, D, E as keys"
         ),
@@ -290,6 +320,7 @@ def bag_reader(film: Tensor, positions: Tensor) -> Tensor:
 
 
 def _tell_apart(positions: Any) -> str | None:
+    positions = as_tensor(positions)
     if not isinstance(positions, Tensor) or tuple(positions.shape) != (36, FEATURES):
         got = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
         return f"it returned {got}, wanted a tensor (36, {FEATURES}): one vector for each token."

@@ -179,6 +179,7 @@ def _backward(
     incoming: Callable[[Tensor, Tensor], Tensor] = lambda dy1, dy2: dy1,
     dx2_returned: Callable[[Tensor, Tensor], Tensor] = lambda dy1, dx2: dx2,
     and_dy2: bool = False,
+    undone: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The right steps, to be replaced one at a time."""
 
@@ -188,7 +189,7 @@ def _backward(
         through, dweight = torch.autograd.grad(added, (x2, weight), incoming(dy1, dy2))
         total = dx2(through, dy2)
         first = dx1(dy1, total) + and_dy2 * dy2
-        return inverse(y1, added).detach(), first, dx2_returned(dy1, total), dweight
+        return undone(inverse(y1, added)), first, dx2_returned(dy1, total), dweight
 
     return run
 
@@ -241,6 +242,10 @@ coupling_backward = Exercise(
                 right[2],
             ),
             "dx2 and dweight are exchanged.",
+        ),
+        "graph kept": Mistake(
+            _backward(undone=lambda x1: x1),
+            "x1 still holds on to the graph of f, and with it to its activations; use .detach().",
         ),
         "f minus y1": Mistake(
             _backward(inverse=lambda y1, added: added - y1),
@@ -330,13 +335,15 @@ def _secret_answer(answer: Any) -> str | None:
             "draw all three side by side."
         )
     try:
-        number = int(number)
+        whole = int(number)
     except (TypeError, ValueError):
+        whole = None
+    if whole is None or whole != float(number):
         return f"right text. Return the number as a whole number, not {number!r}."
-    if str(number) == str(_SECRET[1])[::-1]:
+    if str(whole) == str(_SECRET[1])[::-1]:
         return "right text; the number is read from left to right."
-    if number != _SECRET[1]:
-        return f"right text. The picture does not say {number!r}: draw x1 after the inverse."
+    if whole != _SECRET[1]:
+        return f"right text. The picture does not say {whole}: draw x1 after the inverse."
     return None
 
 
@@ -377,9 +384,15 @@ def some_outputs() -> tuple[DualModalityReversibleSequence, tuple[Tensor, ...]]:
 def _other_past(answer: Any) -> str | None:
     sequence, (x1, x2, m1, m2) = some_outputs()
     halves = list(answer) if isinstance(answer, (tuple, list)) else []
-    halves = [torch.as_tensor(half).detach().float() for half in halves]
     wanted = [half.shape for half in (x1, x2, m1, m2)]
-    if [getattr(half, "shape", None) for half in halves] != wanted:
+    try:
+        halves = [torch.as_tensor(half).detach().float() for half in halves]
+    except (TypeError, ValueError, RuntimeError):  # not even tensors
+        halves = []
+    shapes = [half.shape for half in halves]
+    if shapes == [*wanted[2:], *wanted[:2]]:
+        return "video and audio are exchanged: return x1, x2, m1, m2."
+    if shapes != wanted:
         return f"it must return four halves x1, x2, m1, m2 of shapes {[*map(tuple, wanted)]}."
     for name, mine, theirs in (
         ("video", halves[0] + halves[1], x1 + x2),
@@ -390,6 +403,8 @@ def _other_past(answer: Any) -> str | None:
                 f"the {name} output, the mean of its halves, is another one now. "
                 "What one half gains the other must lose."
             )
+    if all(map(torch.equal, halves, (x1, x2, m1, m2))):
+        return "these are the halves that you were given, so they have the same past."
     with torch.no_grad():
         mine, theirs = (
             torch.cat(before, 1)
@@ -398,6 +413,10 @@ def _other_past(answer: Any) -> str | None:
     if torch.allclose(mine, theirs, atol=1e-3):
         return "these halves have the same past, or nearly so: change them more."
     return None
+
+
+def _moved(*steps: float) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: tuple(half + step for half, step in zip(some_outputs()[1], steps, strict=True))
 
 
 two_pasts = Exercise(
@@ -412,12 +431,13 @@ two_pasts = Exercise(
     ),
     verify=_other_past,
     mistakes={
-        "the same": Mistake(lambda: some_outputs()[1], "these halves have the same past"),
-        "one half": Mistake(
-            lambda: (some_outputs()[1][0] + 1, *some_outputs()[1][1:]), "the other must lose"
-        ),
-        "both up": Mistake(
-            lambda: tuple(half + 1 for half in some_outputs()[1]), "the mean of its halves"
+        "the same": Mistake(lambda: some_outputs()[1], "the halves that you were given"),
+        "a hair": Mistake(_moved(1e-4, -1e-4, 0, 0), "nearly so: change them more"),
+        "one half": Mistake(_moved(1, 0, 0, 0), "the video output, the mean of its halves"),
+        "both up": Mistake(_moved(1, -1, 1, 1), "the audio output, the mean of its halves"),
+        "towers exchanged": Mistake(
+            lambda: (*some_outputs()[1][2:], *some_outputs()[1][:2]),
+            "video and audio are exchanged",
         ),
         "means": Mistake(lambda: some_outputs()[1][:2], "it must return four halves"),
     },
@@ -532,6 +552,8 @@ find_the_bugs = Exercise(
         ),
         "order and stale": Mistake(lambda: {**_BUGGY, "B": 1, "D": 3}, "spoils everything at once"),
         "straight way": Mistake(lambda: {**_BUGGY, "B": 4}, "gives the inputs back"),
+        "stale as well": Mistake(lambda: {**_BUGGY, "D": 3}, "leaves g's gradient right"),
+        "a list": Mistake(lambda: [*_BUGGY.values()], "wanted a dictionary"),
     },
 )
 
@@ -552,14 +574,15 @@ def _held(couplings: list[tuple[str, tuple[str, ...]]], blocks: int) -> dict[str
 
 def _one_way(answer: Any) -> str | None:
     try:
+        pairs = [] if isinstance(answer, (dict, str)) else list(answer)  # it may be a zip
         couplings = [
             (pair[0], (pair[1],) if isinstance(pair[1], str) else tuple(pair[1]))
-            for pair in ([] if isinstance(answer, (dict, str)) else answer)
+            for pair in pairs
             if isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
         ]
     except TypeError:
         couplings = []
-    if not couplings or len(couplings) != len(answer):
+    if not couplings or len(couplings) != len(pairs):
         return f"it returned {answer!r}, wanted a list of pairs such as ('x1', ('x2', 'm2'))."
     for target, reads in couplings:
         unknown = {target, *reads} - set(_STREAMS)

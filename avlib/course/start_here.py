@@ -37,6 +37,14 @@ count_patches = Exercise(
             lambda height, width, patch: (height // patch) ** 2,
             "it uses the height twice. A picture may be wider than it is high.",
         ),
+        "overlapping": Mistake(
+            lambda height, width, patch: (height - patch + 1) * (width - patch + 1),
+            "it moves a patch on by one pixel. Patches lie side by side and do not overlap.",
+        ),
+        "one row": Mistake(
+            lambda height, width, patch: width // patch,
+            "it counts the patches of one row alone.",
+        ),
     },
 )
 

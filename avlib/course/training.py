@@ -210,6 +210,8 @@ whose_table = Exercise(
         "columns": Mistake(lambda: {**_TABLES, "A": 5}, _CLUES[5]),
         "streams for readouts": Mistake(lambda: {**_TABLES, "A": 2, "D": 3}, _CLUES[2]),
         "no table is right": Mistake(lambda: {**_TABLES, "B": 4, "C": 1}, _CLUES[4]),
+        "all solved is good": Mistake(lambda: {**_TABLES, "D": 1}, _CLUES[1]),
+        "a list": Mistake(lambda: [*_TABLES.values()], "wanted a dictionary"),
     },
 )
 
@@ -229,6 +231,7 @@ def _only_fusion(answer: Any) -> str | None:
     classes = answer.long()
     if (classes != answer).any() or classes.min() < 0:
         return "its classes must be whole numbers, 0 or more."
+    numbers, classes = classes.unique(return_inverse=True)  # some numbers may be left out
     overall = joint(classes, ()).flatten()
     if overall.max() > 1 - 1e-9:
         return "it gives all clips the same class, which everybody knows."
@@ -240,8 +243,9 @@ def _only_fusion(answer: Any) -> str | None:
             i = int(far.argmax())
             most = given[:, i][(given[:, i] - overall[i]).abs().argmax()]
             return (
-                f"to {sense} is enough to know something: class {i} comes in {overall[i]:.0%} of "
-                f"all clips, but in {most:.0%} of those that {alike} as some clip does."
+                f"to {sense} is enough to know something: class {numbers[i]} comes in "
+                f"{overall[i]:.0%} of all clips, but in {most:.0%} of those that {alike} as some "
+                "clip does."
             )
     for name in ("xor", "sync"):
         pairs = set(zip(classes.tolist(), cases.labels[name].tolist(), strict=True))
@@ -276,17 +280,26 @@ my_label = Exercise(
             "to listen is enough to know something",
         ),
         "xor again": Mistake(
-            lambda factors: (factors["tone"] != factors["motion"]).long(), "under another name"
+            lambda factors: (factors["tone"] == factors["motion"]).long(),
+            "it is xor under another name",
         ),
-        "turned round": Mistake(
-            lambda factors: (factors["tone"] == factors["motion"]).long(), "under another name"
+        "sync again": Mistake(
+            lambda factors: (factors["click"] == factors["flash"]).long(),
+            "it is sync under another name",
+        ),
+        "below 0": Mistake(
+            lambda factors: factors["pitch"] - factors["shape"], "whole numbers, 0 or more"
+        ),
+        "one for all": Mistake(
+            lambda factors: (factors["pitch"] + factors["shape"]).sum() % 4,
+            "wanted one class for each clip",
         ),
         "constant": Mistake(lambda factors: 0 * factors["tone"], "all clips the same class"),
     },
 )
 
 
-def show_label(function: Callable[[Mapping[str, Tensor]], Tensor], model: Zorro) -> None:
+def show_label(function: Callable[[Mapping[str, Tensor]], Any], model: Zorro) -> None:
     """Whether a label can be read off what each readout of a trained model gives.
 
     A small network is trained on the outputs of each readout for 3000 clips, and asked about 1000
@@ -296,8 +309,13 @@ def show_label(function: Callable[[Mapping[str, Tensor]], Tensor], model: Zorro)
     if not said.startswith("✓"):
         print(said)
         return
+
+    def classes(factors: Mapping[str, Tensor]) -> Tensor:
+        """From 0 up, whatever kind of numbers the function returns."""
+        return torch.as_tensor(function(factors)).unique(return_inverse=True)[1]
+
     world = World(4000, seed=7)
-    labels = function(world.factors).long()
+    labels = classes(world.factors)
     with torch.no_grad():
         parts = [
             answers(model, collate(world.__getitems__(part.tolist())))[0]
@@ -305,7 +323,7 @@ def show_label(function: Callable[[Mapping[str, Tensor]], Tensor], model: Zorro)
         ]
     outputs = torch.cat(parts)
     cases = every_case()
-    print(f"who knows nothing: {best_accuracy(function(cases.factors).long(), ()):.2f}")
+    print(f"who knows nothing: {best_accuracy(classes(cases.factors), ()):.2f}")
     for i, readout in enumerate(model.kinds):
         print(f"{readout:6} readout:    {_probe(outputs[:, i], labels):.2f}")
 

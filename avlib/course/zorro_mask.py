@@ -68,6 +68,10 @@ mask_from_kinds = Exercise(
             _mask(lambda same, fusion: ~(same | fusion[:, None])),
             "it is the right mask, inside out. Here True means *may read*.",
         ),
+        "in groups": Mistake(
+            lambda kinds: _mask_by_loops(sorted(kinds, key=("audio", "video", "fusion").index)),
+            "it takes the tokens in the order audio, video, fusion. They may come in any order.",
+        ),
         "precedence": Mistake(
             _mask(lambda same, fusion: same & fusion[:, None]),
             "the two reasons are joined by 'and'. Either one is enough: use 'or'.",
@@ -142,6 +146,10 @@ reach = Exercise(
         "no growth": Mistake(
             lambda reads, layers: reads | torch.eye(len(reads), dtype=torch.bool),
             "it shows one layer, however many there are. Each layer spreads what came before.",
+        ),
+        "in place": Mistake(
+            lambda reads, layers: _reach_by_walking(reads.fill_diagonal_(True), layers),
+            "it changes its argument reads",
         ),
         "transposed": Mistake(
             lambda reads, layers: _reach_by_walking(reads, layers).T,
@@ -245,6 +253,12 @@ find_the_slips = Exercise(
             lambda: {**_GUILTY, "A": 1, "C": 2}, "but not by the fusion tokens"
         ),
         "row and column": Mistake(lambda: {**_GUILTY, "A": 3}, "slip 3 moves the video output"),
+        "all leaks alike": Mistake(
+            lambda: {**_GUILTY, "A": 5}, "slip 5 lets everything into the audio output and into"
+        ),
+        "another output": Mistake(
+            lambda: {**_GUILTY, "D": 7}, "the global output loses its audio and its fusion"
+        ),
         "missing cells": Mistake(
             lambda: {**_GUILTY, "D": 6, "E": 4}, "loses both its video and its fusion tokens"
         ),
@@ -269,6 +283,8 @@ def _three_layers_exactly(rules: Visibility) -> str | None:
                 f"video holds audio after {layers} layer{'s' * (layers != 1)} already. "
                 "Each layer is one step: put more groups between them."
             )
+    if "audio" in rules.after(len(rules.readers)).reads["video"]:
+        return "audio reaches video, but in more than 3 layers. Take a group out of its way."
     if "video" in rules.after(3).reads["audio"]:
         return (
             "the bridge runs the other way: audio reads from video. "
@@ -306,6 +322,18 @@ slow_bridge = Exercise(
             ),
             "the bridge runs the other way",
         ),
+        "three relays": Mistake(
+            lambda: Visibility(
+                {
+                    "audio": "audio",
+                    "one": ("one", "audio"),
+                    "two": ("two", "one"),
+                    "three": ("three", "two"),
+                    "video": ("video", "three"),
+                }
+            ),
+            "in more than 3 layers",
+        ),
         "no bridge": Mistake(
             lambda: Visibility({"audio": "audio", "video": "video"}), "has not reached video"
         ),
@@ -337,7 +365,8 @@ def _with_touch(rules: Visibility) -> str | None:
             extra = sorted(strange)[0]
             if extra in rules.reads[reader]:
                 return f"{reader!r} reads {extra!r}, and it must not."
-            way = next(key for key in rules.reads[reader] if extra in settled.reads[key])
+            ways = [key for key in rules.reads[reader] if key != reader]
+            way = next(key for key in ways if extra in settled.reads[key])
             return f"{reader!r} gets {extra!r} in a later layer, by way of {way!r}."
         if wanted - held:
             return f"{reader!r} never gets {sorted(wanted - held)[0]!r}."
@@ -367,6 +396,18 @@ third_modality = Exercise(
         "all": Mistake(
             lambda: _touch_rules(**{"sight and sound": tuple(_TOUCH)}),
             "'sight and sound' reads 'touch', and it must not",
+        ),
+        "not pure": Mistake(
+            lambda: _touch_rules(audio=("audio", "sight and sound")),
+            "'audio' gets 'video' in a later layer, by way of 'sight and sound'",
+        ),
+        "one sense": Mistake(
+            lambda: _touch_rules(**{"sight and sound": ("audio", "sight and sound")}),
+            "'sight and sound' never gets 'video'",
+        ),
+        "senses alone": Mistake(
+            lambda: _touch_rules(fusion=("audio", "video", "touch", "fusion")),
+            "'fusion' never gets 'sight and sound'",
         ),
         "fusion blind to touch": Mistake(
             lambda: _touch_rules(fusion=("audio", "video", "sight and sound", "fusion")),
