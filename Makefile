@@ -1,5 +1,6 @@
 # make lab     open the course in JupyterLab
 # make test    prove everything
+# make classroom  for teachers: the course for nbgrader, and a zip without solutions
 # make doctor  what to paste when asking for help
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ SETTINGS := {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false
 NBVAL := $(BIN)/pytest -q -o addopts= -o filterwarnings=default -p no:python --nbval --nbval-current-env \
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 180 notebooks
 
-.PHONY: lab test doctor notebooks repeat bench
+.PHONY: lab test doctor classroom notebooks repeat bench
 .DEFAULT_GOAL := lab
 
 lab: .venv/ready
@@ -21,6 +22,10 @@ lab: .venv/ready
 
 doctor: .venv/ready
 	@$(BIN)/python -m avlib.course doctor
+
+classroom: .venv/ready
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-classroom.txt
+	@$(BIN)/python -m avlib.course classroom
 
 test: .venv/ready-for-tests
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""`python -m avlib.course lab` opens the course; `python -m avlib.course doctor` reports."""
+"""`python -m avlib.course lab` opens the course, `doctor` reports, `classroom` is for teachers."""
 
 import os
 import platform
@@ -34,8 +34,9 @@ def lab(arguments: list[str]) -> int:
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # in a container root is the only user there is
     print("Opening JupyterLab. With no browser here, open the address with ?token= printed below.")
+    environment = {**os.environ, "AVLIB_PROGRESS": str(own / "progress.jsonl")}
     try:
-        return subprocess.run(command, cwd=own, check=False).returncode
+        return subprocess.run(command, cwd=own, env=environment, check=False).returncode
     except KeyboardInterrupt:
         return 0
 
@@ -119,4 +120,16 @@ if __name__ == "__main__":
         sys.exit(lab(sys.argv[2:]))
     if sys.argv[1:] == ["doctor"]:
         sys.exit(doctor())
-    sys.exit("usage: python -m avlib.course lab [options for JupyterLab] | doctor")
+    if sys.argv[1:2] == ["classroom"] and len(sys.argv) <= 3:
+        from avlib.course.classroom import main
+
+        sys.exit(main(Path(*sys.argv[2:] or ["classroom"])))
+    if sys.argv[1:2] == ["slides"] and len(sys.argv) == 3:
+        from avlib.course.classroom import slides
+
+        print(slides(Path(sys.argv[2])))
+        sys.exit(0)
+    sys.exit(
+        "usage: python -m avlib.course lab [options for JupyterLab] | doctor | classroom [folder] "
+        "| slides notebook"
+    )
