@@ -33,11 +33,11 @@ ANSWERS = {
         "{head}\n    while True:\n        try:\n            while True: pass\n"
         "        except BaseException: pass"
     ),
-    "hungry": "{head}\n    return bytearray(3_000_000_000)",
     "leaves": "{head}\n    raise SystemExit",
     "number": "{head}\n    return 1",
 }
 RIGHT = ("right", "loud", "helped")
+HUNGRY = "bytearray(1_500_000_000)"  # before a right answer; it may not
 
 
 def answered(notebook: NotebookNode, source: NotebookNode, plan: Mapping[str, str]) -> NotebookNode:
@@ -52,22 +52,25 @@ def answered(notebook: NotebookNode, source: NotebookNode, plan: Mapping[str, st
         facts = cell.metadata.get("nbgrader", {})
         name = facts.get("grade_id", "").removeprefix("check_")
         kind = plan.get(name)
-        if kind == "deleted" and name:
+        if kind == "deleted":
             continue
-        if facts.get("solution") and kind is not None:
-            if kind in RIGHT:
-                written = re.sub(r"^ *### (BEGIN|END) SOLUTION\n?", "", solutions[name], flags=re.M)
-                if kind == "loud":  # warnings and a last line with a value take no points
-                    written = f"import warnings\nwarnings.warn('loud')\n{written}\n0.5"
-                if kind == "helped":  # by a cell of the learner's own
-                    cells.append(new_code_cell(f"def {name}_helper():\n    return True"))
-                    head, _, rest = written.partition(":\n")
-                    written = f"{head}:\n    assert {name}_helper()\n{rest}"
-                cell.source = written
-            else:
-                head = cell.source.split("\n")[0]
-                cell.source = ANSWERS[kind].format(stub=cell.source, head=head)
+        if facts.get("solution") and kind in (*RIGHT, "hungry"):
+            written = re.sub(r"^ *### (BEGIN|END) SOLUTION\n?", "", solutions[name], flags=re.M)
+            head, rest = written.split("\n", 1)
+            extra = {"helped": f"    assert {name}_helper()\n", "hungry": f"    {HUNGRY}\n"}
+            cell.source = f"{head}\n{extra.get(kind, '')}{rest}"
+            if kind == "loud":  # warnings and a last line with a value take no points
+                cell.source = f"import warnings\nwarnings.warn('loud')\n{cell.source}\n0.5"
+        elif facts.get("solution") and kind is not None:
+            head = cell.source.split("\n")[0]
+            cell.source = ANSWERS[kind].format(stub=cell.source, head=head)
         cells.append(cell)
+        if name == "set_up":  # cells of the learner's own
+            cells += [
+                new_code_cell(f"def {helped}_helper():\n    return True")
+                for helped, kind in plan.items()
+                if kind == "helped"
+            ]
     notebook.cells = cells
     return notebook
 
@@ -153,7 +156,7 @@ def main() -> None:
     parser.add_argument("--assignments", nargs="*")
     options = parser.parse_args()
     chance = random.Random(0)
-    kinds = [*RIGHT, *RIGHT, *ANSWERS, "deleted"]
+    kinds = [*RIGHT, *RIGHT, *ANSWERS, "hungry", "deleted"]
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         school = School(Path(folder), seconds=20)

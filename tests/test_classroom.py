@@ -16,7 +16,7 @@ ASSIGNMENT = "02_zorro_mask"
 CLASS = {
     "diligent": ["right", "loud", "helped", "right", "right"],
     "puzzled": ["wrong", "raises", "right", "number", "empty"],
-    "unlucky": ["crashing", "endless", "right", "crashing at once", "right"],
+    "unlucky": ["crashing", "endless", "right", "crashing at once", "helped"],
     "stubborn": ["deaf", "right", "endless at once", "hungry", "right"],
     "careless": ["deleted", "leaves", "syntax", "right", "deleted"],
 }

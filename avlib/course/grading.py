@@ -4,6 +4,7 @@ import os
 import tempfile
 import time
 from queue import Empty
+from subprocess import DEVNULL
 from typing import Any
 
 from jupyter_client.manager import KernelManager
@@ -75,7 +76,8 @@ class _Kernel:
     def _start(self) -> None:
         self._manager = KernelManager(kernel_name="python3")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-        self._manager.start_kernel(cwd=self._folder.name, env=environment)
+        quiet = {"stdout": DEVNULL, "stderr": DEVNULL}
+        self._manager.start_kernel(cwd=self._folder.name, env=environment, **quiet)
         self._client = self._manager.client()
         self._client.start_channels()
         self._client.wait_for_ready(timeout=START)
