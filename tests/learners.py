@@ -33,10 +33,13 @@ ANSWERS = {
         "{head}\n    while True:\n        try:\n            while True: pass\n"
         "        except BaseException: pass"
     ),
+    "runaway": (  # a process that outlives the kernel
+        "import subprocess\nsubprocess.Popen(['sleep', '987654'], start_new_session=True)\n{stub}"
+    ),
     "leaves": "{head}\n    raise SystemExit",
     "number": "{head}\n    return 1",
 }
-RIGHT = ("right", "loud", "helped")
+RIGHT = ("right", "loud", "helped", "mute")
 HUNGRY = "bytearray(1_500_000_000)"  # before a right answer; it may not
 
 
@@ -59,6 +62,8 @@ def answered(notebook: NotebookNode, source: NotebookNode, plan: Mapping[str, st
             head, rest = written.split("\n", 1)
             extra = {"helped": f"    assert {name}_helper()\n", "hungry": f"    {HUNGRY}\n"}
             cell.source = f"{head}\n{extra.get(kind, '')}{rest}"
+            if kind == "mute":
+                cell.source += "\nimport sys\nsys.stdout.close()"
             if kind == "loud":  # warnings and a last line with a value take no points
                 cell.source = f"import warnings\nwarnings.warn('loud')\n{cell.source}\n0.5"
         elif facts.get("solution") and kind is not None:

@@ -2,6 +2,8 @@
 
 import re
 import zipfile
+from copy import deepcopy
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -9,6 +11,7 @@ from learners import School, expected
 
 from avlib.course import classroom
 from avlib.course.exercise import Exercise
+from avlib.course.grading import MarkAgain, RunExercises
 from avlib.course.progress import CHAPTERS
 
 ASSIGNMENT = "02_zorro_mask"
@@ -17,8 +20,8 @@ CLASS = {
     "diligent": ["right", "loud", "helped", "right", "right"],
     "puzzled": ["wrong", "raises", "right", "number", "empty"],
     "unlucky": ["crashing", "endless", "right", "crashing at once", "helped"],
-    "stubborn": ["deaf", "right", "endless at once", "hungry", "right"],
-    "careless": ["deleted", "leaves", "syntax", "right", "deleted"],
+    "stubborn": ["deaf", "mute", "endless at once", "hungry", "right"],
+    "careless": ["runaway", "leaves", "syntax", "right", "deleted"],
 }
 
 
@@ -52,6 +55,7 @@ def test_the_source_holds_solutions_and_hidden_checks_and_one_set_up(sources):
         marked = [cell for cell, fact in zip(notebook.cells, facts, strict=True) if fact]
         ids = [cell.metadata.nbgrader.grade_id for cell in marked]
         assert ids[0] == "set_up"
+        assert "from avlib.course import" in marked[0].source
         assert len(set(ids)) == len(ids)
         for answer, check in zip(marked[1::2], marked[2::2], strict=True):
             name = answer.metadata.nbgrader.grade_id
@@ -60,6 +64,36 @@ def test_the_source_holds_solutions_and_hidden_checks_and_one_set_up(sources):
             assert check.metadata.nbgrader.grade_id == f"check_{name}"
             assert f".{name}.grade({name})\n### END HIDDEN TESTS" in check.source
             assert check.metadata.nbgrader.locked
+
+
+def test_right_answers_get_all_points_in_every_notebook(sources):
+    for name, notebook in sources.items():
+        solved, _ = RunExercises(seconds=120).preprocess(nbformat.from_dict(notebook), {})
+        troubles = [
+            output.evalue
+            for cell in solved.cells
+            for output in cell.get("outputs", [])
+            if output.output_type == "error"
+        ]
+        assert not troubles, name
+
+
+def test_marks_that_are_lost_or_there_twice_are_put_right(school):
+    path = classroom.NOTEBOOKS / f"{ASSIGNMENT}.ipynb"
+    lost = nbformat.read(path, as_version=4)  # as in the zip
+    twice = school.read("source", ASSIGNMENT)
+    twice.cells += deepcopy([cell for cell in twice.cells if cell.metadata.get("nbgrader")])
+    without_set_up = school.read("source", ASSIGNMENT)
+    del without_set_up.cells[:2]
+    checks = [f"check_{name}" for name in school.points(ASSIGNMENT)]
+    for notebook in (lost, twice, without_set_up):
+        notebook, _ = MarkAgain().preprocess(notebook, {"nbgrader": {"notebook": ASSIGNMENT}})
+        facts = [cell.metadata.get("nbgrader") for cell in notebook.cells]
+        ids = [fact["grade_id"] for fact in facts if fact]
+        assert ids.count("set_up") == 1
+        assert facts[0]["grade_id"] == "set_up"
+        assert [name for name in ids if name.startswith("check_")] == checks
+        assert {} not in facts
 
 
 def test_a_class_gets_what_it_deserves(school):
@@ -71,6 +105,9 @@ def test_a_class_gets_what_it_deserves(school):
         learner: expected(points, plan) for learner, plan in plans.items()
     }
     assert min(expected(points, plan) for plan in plans.values()) > 0
+
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert b"sleep\x00987654\x00" not in running
 
     released = school.read("release", ASSIGNMENT)
     text = "\n".join(cell.source for cell in released.cells)
@@ -90,7 +127,7 @@ def test_the_zip_holds_the_course_without_solutions(tmp_path):
     names = zipfile.ZipFile(path).namelist()
     assert f"{classroom.COURSE}/notebooks/{ASSIGNMENT}.ipynb" in names
     assert f"{classroom.COURSE}/Makefile" in names
-    assert not [name for name in names if "solutions" in name or "/my/" in name]
+    assert not [name for name in names if re.search("solutions|right_answers|/my/", name)]
 
 
 def test_the_catalogue_names_every_exercise_with_its_text_and_wrong_answers(sources):

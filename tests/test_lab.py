@@ -27,7 +27,8 @@ def project(tmp_path, monkeypatch):
 def test_lab_copies_what_is_absent_and_overwrites_nothing(project, monkeypatch):
     calls = []
 
-    def run(command, cwd, check):
+    def run(command, cwd, env, check):
+        assert env["AVLIB_PROGRESS"] == str(project / "my" / "progress.jsonl")
         calls.append((command, cwd))
         return subprocess.CompletedProcess(command, 0)
 

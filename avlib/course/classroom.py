@@ -19,6 +19,8 @@ from avlib.course.exercise import Exercise
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 COURSE = "audio-visual-transformers"
+IMPORTS = "from avlib.course import"  # the first cell with it is the set-up
+SOLVED = ("notebooks/solutions/", "tests/right_answers/")  # right answers, not to be handed out
 CONFIG = '''"""Made by `make classroom`; yours to change."""
 
 c = get_config()
@@ -34,6 +36,14 @@ c.Autograde.autograde_preprocessors = [
     "nbgrader.preprocessors.LimitOutput",
     "nbgrader.preprocessors.SaveAutoGrades",
     "nbgrader.preprocessors.AssignLatePenalties",
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
+# Before that, marks that are lost or there twice are put right.
+c.Autograde.sanitize_preprocessors = [
+    "nbgrader.preprocessors.ClearOutput",
+    "avlib.course.grading.MarkAgain",
+    "nbgrader.preprocessors.OverwriteKernelspec",
+    "nbgrader.preprocessors.OverwriteCells",
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
 c.RunExercises.seconds = 60
@@ -80,7 +90,7 @@ def mark(notebook: NotebookNode) -> list[Exercise]:
     Returns its exercises, in order.
     """
     exercises: list[Exercise] = []
-    first = True
+    set_up = False
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -98,11 +108,11 @@ def mark(notebook: NotebookNode) -> list[Exercise]:
                 f"{_check(exercise).replace('.check(', '.grade(')}\n### END HIDDEN TESTS"
             )
             _nbgrader(cell, f"check_{exercise.name}", points=exercise.difficulty)
-        elif first:
+        elif not set_up and IMPORTS in cell.source:
             _nbgrader(cell, "set_up")  # read-only: the grader runs it
+            set_up = True
         else:
             cell.metadata["avlib"] = "experiment"  # the grader leaves it out
-        first = False
     return exercises
 
 
@@ -237,7 +247,7 @@ def _nbgrader(
 def hand_out(target: Path) -> Path:
     """The course as a zip without solutions, for those who use no nbgrader.
 
-    It holds what git keeps, and not `notebooks/solutions/`.
+    It holds what git keeps, and no answers.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -245,7 +255,7 @@ def hand_out(target: Path) -> Path:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in filter(None, listed):
             path = ROOT / name
-            if path.is_file() and not name.startswith("notebooks/solutions/"):
+            if path.is_file() and not name.startswith(SOLVED):
                 archive.write(path, f"{COURSE}/{name}")
     return target
 
