@@ -210,16 +210,18 @@ class Attention(nn.Module):
         visibility: Visibility,
         reader: str,
         *,
+        head: int | None = None,
         streams: Streams | None = None,
         kept: Mapping[str, KeysValues] | None = None,
         key_masks: Mapping[str, Bool[Tensor, "*b _n"]] | None = None,
-    ) -> dict[str, Float[Tensor, "*b h i _j"]]:
+    ) -> dict[str, Float[Tensor, "*b _h i _j"]]:
         """How much some tokens of a reader group weigh each key, to look at: softmax(q·kᵀ/√d).
 
         Args:
             query: those tokens, as they enter `forward`.
             visibility: what the group reads.
             reader: its name.
+            head: the only one to compute, its axis then has size 1; by default all.
             streams, kept, key_masks: as for `forward`.
 
         Returns:
@@ -236,12 +238,14 @@ class Attention(nn.Module):
                 f"of {list(visibility.readers)} and all that it reads; give them as streams or kept"
             )
         names, scores = visibility.reads[reader], []
+        heads = slice(None) if head is None else slice(head, head + 1)
+        asked = self._split(self.to_q(self.norm(query)))[..., heads, :, :]
         for name in names:
             if kept is not None and name in kept:
                 key, _ = kept[name]
             else:
                 key, _ = self.keys_values(self.norm((streams or {})[name]))
-            score = self._split(self.to_q(self.norm(query))) @ key.mT * key.shape[-1] ** -0.5
+            score = asked @ key[..., heads, :, :].mT * key.shape[-1] ** -0.5
             if key_masks and name in key_masks:
                 score = score.masked_fill(~key_masks[name][..., None, None, :], -torch.inf)
             scores.append(score)

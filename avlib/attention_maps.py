@@ -78,7 +78,6 @@ class AttentionMaps:
             "video": model.video_embedding.patch_size,
         }
         grids: dict[str, Grid] = {"fusion": len(model.fusion_tokens)}
-        self.spectrogram = None
         inputs = {}
         if audio is not None:
             inputs["audio"] = audio[None]
@@ -110,11 +109,11 @@ class AttentionMaps:
         finally:
             for hook in hooks:
                 hook.remove()
-        for name, picture in (("audio", seen[0][0] if seen else None), ("video", video)):
+        self.spectrogram = seen[0][0] if seen else None
+        for name, picture in (("audio", self.spectrogram), ("video", video)):
             if picture is not None:
                 sizes = picture.shape[-len(self.patches[name]) :]
                 grids[name] = tuple(n // p for n, p in zip(sizes, self.patches[name], strict=True))
-        self.spectrogram = seen[0][0] if seen else None
         names = [*range(1, len(calls)), READOUT]
         self._calls = {name: _call(call, grids) for name, call in zip(names, calls, strict=True)}
         self.layers = tuple(names)
@@ -164,13 +163,13 @@ class AttentionMaps:
                 stream[:, (wanted[mine] - span.start).to(stream.device)],
                 call.visibility,
                 name,
+                head=head,
                 streams=call.streams,
                 kept=call.kept,
                 key_masks=call.key_masks,
             )
             for key, part in weights.items():
-                shown = part[0].mean(0) if head is None else part[0, head]
-                table[mine, call.keys.spans[key]] = shown.to(table)
+                table[mine, call.keys.spans[key]] = part[0].mean(0).to(table)
         return table
 
     def sentence(self, layer: int | str, head: int | None, token: int) -> str:

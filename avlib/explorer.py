@@ -124,7 +124,6 @@ class _Masked(_View):
     """A mask, and what follows from it through layers."""
 
     def __init__(self, mask: Mask, clip: Any, block: int) -> None:
-        check_drawable("explore", len(mask.readers), len(mask.keys))
         check_counts("explore", block=block)
         self.mask, self.block = mask, block
         self._stacks = mask.readers == mask.keys

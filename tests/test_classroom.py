@@ -10,9 +10,8 @@ import pytest
 from learners import School, expected
 
 from avlib.course import classroom
-from avlib.course.exercise import Exercise
+from avlib.course.chapters import CHAPTERS, exercises_of
 from avlib.course.grading import MarkAgain, RunExercises
-from avlib.course.progress import CHAPTERS
 
 ASSIGNMENT = "02_zorro_mask"
 # Learner → what is done in each of the five exercises, in order.
@@ -39,14 +38,9 @@ def test_every_exercise_of_the_course_has_its_points(school, sources):
     found = {}
     for assignment in school.assignments:
         found |= school.points(assignment)
-    exercises = [
-        value
-        for chapter in CHAPTERS.values()
-        for value in vars(__import__(f"avlib.course.{chapter}", fromlist=["_"])).values()
-        if isinstance(value, Exercise)
-    ]
-    assert len(exercises) >= 30
-    assert found == {exercise.name: exercise.difficulty for exercise in exercises}
+    every = [exercise for chapter in CHAPTERS.values() for exercise in exercises_of(chapter)]
+    assert len(every) >= 30
+    assert found == {exercise.name: exercise.difficulty for exercise in every}
 
 
 def test_the_source_holds_solutions_and_hidden_checks_and_one_set_up(sources):

@@ -16,13 +16,13 @@ from IPython.core.compilerop import CachingCompiler
 from avlib.course import (
     fusion,
     mask_gallery,
-    memory,
     patchify,
     reversible,
     start_here,
     training,
     zorro_mask,
 )
+from avlib.course.chapters import CHAPTERS, exercises_of
 from avlib.course.exercise import Exercise, Mistake, difference
 from avlib.evaluation import Scores
 from avlib.masks import Visibility
@@ -31,21 +31,7 @@ from avlib.trained import trained_zorro
 from avlib.world import World
 
 SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
-EXERCISES = [
-    value
-    for chapter in (
-        start_here,
-        patchify,
-        zorro_mask,
-        mask_gallery,
-        reversible,
-        memory,
-        training,
-        fusion,
-    )
-    for value in vars(chapter).values()
-    if isinstance(value, Exercise)
-]
+EXERCISES = [exercise for chapter in CHAPTERS.values() for exercise in exercises_of(chapter)]
 MISTAKES = [(exercise, name) for exercise in EXERCISES for name in exercise.mistakes]
 
 mpl.use("agg")
@@ -539,6 +525,17 @@ def test_a_wrong_mask_is_drawn_beside_the_wanted_one(exercise, name, shown, caps
 def test_what_is_no_mask_is_not_drawn(function, shown):
     zorro_mask.mask_from_kinds.check(function)
     assert shown == []
+
+
+def test_of_several_masks_a_wrong_one_is_drawn(shown):
+    def slip(real):
+        masks = solution(mask_gallery.lost_frames)(real)
+        masks[0, 1, 0] = False  # the last mask is right
+        return masks
+
+    mask_gallery.lost_frames.check(slip)
+    yours, wanted = (ax.images[0].get_array() for ax in shown[0].axes)
+    assert (yours != wanted).any()
 
 
 def test_a_mask_of_another_size_is_drawn_too(shown):

@@ -7,7 +7,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 
-from avlib.course import progress, start_here
+from avlib.course import chapters, progress, start_here
 
 mpl.use("agg")
 
@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_written_stops_no_exercise(monkeypatch, tmp_path, 
 def test_the_picture_counts_and_marks(file):
     progress.record("start_here", "count_patches", True)
     progress.record("patchify", "cut_image", False)
-    ax = progress.draw()
+    ax = chapters.draw_progress()
     words = [text.get_text() for text in ax.texts]
     assert words.count("✓") == words.count("~") == 1
     assert ax.get_title().startswith("1 of 37")

@@ -20,6 +20,8 @@ def lab(arguments: list[str]) -> int:
 
     Further arguments go to JupyterLab, for example `--port 9000` or `--no-browser`.
     """
+    from avlib.course.progress import FILE, VARIABLE
+
     source, own = ROOT / "notebooks", ROOT / "my"
     if not source.is_dir():
         print(f"lab: found no notebooks at {source}; install with `pip install -e .` in a clone")
@@ -34,7 +36,7 @@ def lab(arguments: list[str]) -> int:
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # in a container root is the only user there is
     print("Opening JupyterLab. With no browser here, open the address with ?token= printed below.")
-    environment = {**os.environ, "AVLIB_PROGRESS": str(own / "progress.jsonl")}
+    environment = {**os.environ, VARIABLE: str(own / FILE)}
     try:
         return subprocess.run(command, cwd=own, env=environment, check=False).returncode
     except KeyboardInterrupt:

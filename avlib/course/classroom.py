@@ -7,13 +7,12 @@ import subprocess
 import sys
 import textwrap
 import zipfile
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import nbformat
 from nbformat import NotebookNode
 
+from avlib.course.chapters import CHAPTERS, exercises_of
 from avlib.course.exercise import Exercise
 
 ROOT = Path(__file__).parents[2]
@@ -189,13 +188,12 @@ def _check(exercise: Exercise) -> str:
 
 def _find(notebook: NotebookNode, name: str) -> tuple[Exercise, str]:
     """The exercise of this name among the chapters that a notebook checks, and its solutions."""
-    for path in sorted((NOTEBOOKS / "solutions").glob("*.py")):
-        chapter: ModuleType = import_module(f"avlib.course.{path.stem}")
-        exercise = vars(chapter).get(name)
-        if isinstance(exercise, Exercise) and any(
-            _check(exercise) in cell.source for cell in notebook.cells
-        ):
-            return exercise, path.read_text(encoding="utf-8")
+    for chapter in CHAPTERS.values():
+        path = NOTEBOOKS / "solutions" / f"{chapter}.py"
+        for exercise in exercises_of(chapter):
+            checked = any(_check(exercise) in cell.source for cell in notebook.cells)
+            if exercise.name == name and checked and path.exists():
+                return exercise, path.read_text(encoding="utf-8")
     raise ValueError(
         f"classroom: no solution to {name!r} in {NOTEBOOKS / 'solutions'}; put the folder back"
     )
@@ -279,6 +277,6 @@ def main(folder: Path) -> int:
             return 1
         print(f"✓ {name}")
     (folder / "exercises.md").write_text(catalogue(), encoding="utf-8")
-    print(f"✓ {hand_out(folder / 'audio-visual-transformers.zip').name}, without solutions")
+    print(f"✓ {hand_out(folder / f'{COURSE}.zip').name}, without solutions")
     print(f"Go on in {folder} with nbgrader, as TEACHING.md says.")
     return 0

@@ -178,10 +178,13 @@ def _side_by_side(masks: Mapping[str, Tensor]) -> Any:
 
     from avlib.plots import draw
 
-    # Of several masks the last: the first is often the plain case.
+    yours, wanted = masks.values()
+    which = 0
+    if yours.shape == wanted.shape:  # of several masks the first that is wrong
+        which = int((yours.cpu() != wanted).flatten(1).any(1).int().argmax())
     figure, axes = plt.subplots(1, len(masks), figsize=(8.2, 3.9), layout="constrained")
     for ax, (name, mask) in zip(axes, masks.items(), strict=True):
-        draw(mask[-1] if mask.ndim == 3 else mask, title=name, ax=ax)
+        draw(mask[which] if mask.ndim == 3 else mask, title=name, ax=ax)
     return figure
 
 

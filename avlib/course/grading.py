@@ -140,7 +140,7 @@ class _Kernel:
         """What a cell printed, and what went wrong."""
         printed, trouble, lost = self._execute(source, self._seconds)
         if lost:
-            self._end()
+            self.close()
             self._start()
         elif keep and trouble is None:
             self._kept.append(source)
@@ -168,7 +168,7 @@ class _Kernel:
                 return printed, trouble, not self._manager.is_alive()
         return printed, f"TimeoutError: no answer after {seconds:.0f} seconds", True
 
-    def _end(self) -> None:
+    def close(self) -> None:
         self._client.stop_channels()
         self._manager.shutdown_kernel(now=True)
         for process in Path("/proc").glob("[0-9]*"):  # what left the kernel's group to live on
@@ -176,6 +176,3 @@ class _Kernel:
                 if self._folder.name.encode() in (process / "environ").read_bytes():
                     os.kill(int(process.name), SIGKILL)
         self._folder.cleanup()
-
-    def close(self) -> None:
-        self._end()

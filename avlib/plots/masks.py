@@ -8,7 +8,7 @@ from avlib.leaks import Influence
 from avlib.masks import Visibility
 from avlib.named_tokens import Layout
 from avlib.plots.cells import Cells, by_layer, cells_axes, check_drawable
-from avlib.plots.style import canvas, colour, ink_on
+from avlib.plots.style import canvas, colours, ink_on
 from avlib.plots.tables import frame, table
 from avlib.reach import Reach
 from avlib.token_masks import as_mask
@@ -78,12 +78,12 @@ def _influence(measured: Influence, title: str, ax: Axes | None) -> Axes:
         size = measured.gradient[i, j].item()
         return "0" if size == 0 else f"{size:.0f}" if size >= 1 else f"{size:.1g}"
 
-    moves = measured.moves
+    moves, shades = measured.moves, colours(measured.inputs)
     table(ax, measured.outputs, measured.inputs, lambda i, j: float(moves[i, j]), text)
     for source, output in measured.leaks:
         j, i = measured.inputs.index(source), measured.outputs.index(output)
         frame(ax, i, j)
-        ink = ink_on(colour(source))
+        ink = ink_on(shades[source])
         ax.text(j, i + 0.3, "LEAK", ha="center", va="center", color=ink, weight="bold", size=8)
     ax.set_title(title)
     return ax

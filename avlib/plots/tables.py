@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 
-from avlib.plots.style import FOCUS, HIDDEN, colour, ink_on
+from avlib.plots.style import FOCUS, HIDDEN, colours, ink_on
 
 
 def table(
@@ -25,9 +25,10 @@ def table(
         strength: of the colour in row i, column j: from 0 (grey) to 1.
         text: what is written there; without it the column's letter where there is colour.
     """
+    shades = colours(columns)
     for i in range(len(rows)):
         for j, name in enumerate(columns):
-            face = _mix(colour(name), strength(i, j))
+            face = _mix(shades[name], strength(i, j))
             ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc=face, ec="white", lw=2))
             written = text(i, j) or (name[0].upper() if strength(i, j) else "")
             ink = ink_on(face)
