@@ -8,6 +8,9 @@
 - `attention`: attention between groups, feed-forward
 - `coupling`, `reversible`: blocks with an inverse, and what is made of them
 - `recompute`, `grid`: their backward pass without stored activations, and their exact mode
+- `nuwa`: the complete twin decoder, text to video and audio codes; `twin_streams`, `twin_layers`,
+  `twin_masks` are its parts, `neighbours` its local attention, `generation` writes with it, and
+  `bounce` is a world to write about
 - `memory`, `predict`: how many bytes a step holds, or will hold; `ledger` enters them, and
   `as_on_cuda` does as a GPU would
 - `embedding`, `layer`, `zorro`: the complete Zorro model; `late_fusion` keeps its streams for later
@@ -36,6 +39,7 @@ from avlib.examples import Example
 from avlib.late_fusion import StreamCache
 from avlib.leaks import Influence, influence
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
+from avlib.nuwa import TwinDecoder
 from avlib.objective import Objective
 from avlib.reversible import DualModalityReversibleSequence, ReversibleSequence
 from avlib.sound import LogMelSpectrogram, SpecAugment

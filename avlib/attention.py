@@ -191,7 +191,7 @@ class Attention(nn.Module):
             key_masks: for key groups with padding; True marks a real token.
         """
         normed = {name: self.norm(stream) for name, stream in streams.items()}
-        query = {name: self._split(self.to_q(stream)) for name, stream in normed.items()}
+        query = {name: self.queries(stream) for name, stream in normed.items()}
         read = dict(kept or {})
         for name, stream in normed.items():
             if name in visibility.keys and name not in read:
@@ -199,10 +199,7 @@ class Attention(nn.Module):
         key, value = ({name: both[i] for name, both in read.items()} for i in (0, 1))
         dropout = self.dropout if self.training else 0.0
         answers = attend(query, key, value, visibility, key_masks=key_masks, dropout=dropout)
-        return {
-            name: self.to_out(rearrange(heads, "... h n d -> ... n (h d)"))
-            for name, heads in answers.items()
-        }
+        return {name: self.joined(heads) for name, heads in answers.items()}
 
     def weights(
         self,
@@ -239,7 +236,7 @@ class Attention(nn.Module):
             )
         names, scores = visibility.reads[reader], []
         heads = slice(None) if head is None else slice(head, head + 1)
-        asked = self._split(self.to_q(self.norm(query)))[..., heads, :, :]
+        asked = self.queries(self.norm(query))[..., heads, :, :]
         for name in names:
             if kept is not None and name in kept:
                 key, _ = kept[name]
@@ -255,13 +252,21 @@ class Attention(nn.Module):
         parts = weights.split([score.shape[-1] for score in scores], -1)
         return dict(zip(names, parts, strict=True))
 
+    def queries(self, stream: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b h n e"]:
+        """The queries of tokens, which are taken as they are: norm them before."""
+        return self._split(self.to_q(stream))
+
     def keys_values(self, stream: Float[Tensor, "*b n d"]) -> KeysValues:
         """The keys and values of tokens, which are taken as they are: norm them before."""
         key, value = self.to_kv(stream).chunk(2, dim=-1)
         return self._split(key), self._split(value)
 
+    def joined(self, heads: Float[Tensor, "*b h n e"]) -> Float[Tensor, "*b n d"]:
+        """What all heads have read, as features of a token again."""
+        return self.to_out(rearrange(heads, "... h n e -> ... n (h e)"))
+
     def _split(self, features: Tensor) -> Tensor:
-        return rearrange(features, "... n (h d) -> ... h n d", h=self.heads)
+        return rearrange(features, "... n (h e) -> ... h n e", h=self.heads)
 
 
 class FeedForward(nn.Module):

@@ -1,6 +1,7 @@
 """What the models demand of a batch of clips, each refusal with its remedy."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -32,6 +33,15 @@ def check_number(where: str, what: str, number: Any, count: int) -> None:
         raise ValueError(
             f"{where}: got {what} {number!r}, there are {count}; count from 0 to {count - 1}"
         )
+
+
+def check_between(where: str, least: float, most: float, **numbers: float) -> None:
+    """Refuse what is no number from `least` to `most`."""
+    for name, number in numbers.items():
+        real = isinstance(number, Real) and not isinstance(number, bool)
+        if not real or not least <= number <= most:
+            wanted = f"from {least} to {most}" if most < inf else f"of {least} or more"
+            raise ValueError(f"{where}: {name} is {number!r}; give a number {wanted}")
 
 
 def check_depth(depth: int) -> None:
@@ -95,6 +105,32 @@ def check_video(video: Tensor, channels: int) -> None:
             f"Zorro: video is {video.dtype}, wanted floating point in [0, 1]; "
             "for 8-bit frames use video.float() / 255"
         )
+
+
+def check_codes(
+    name: str, codes: Any, axes: Sequence[str], count: int, *, empty: bool = False
+) -> Tensor:
+    """Codes as int64; refuse what are no whole numbers from 0 to count - 1 along these axes."""
+    where = "TwinDecoder"
+    _check_tensor(where, name, codes)
+    shape, wanted = tuple(codes.shape), f"({', '.join(axes)})"
+    if codes.ndim != len(axes) or (0 in (shape[:1] if empty else shape)):
+        remedy = f"use {name}[None]" if codes.ndim == len(axes) - 1 else "add or drop axes"
+        remedy = "no axis may be empty" if codes.ndim == len(axes) else remedy
+        raise ValueError(f"{where}: {name} has shape {shape}, wanted {wanted}; {remedy}")
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(
+            f"{where}: {name} is {codes.dtype}, wanted whole numbers that name codes; use "
+            f"{name}.long(), or make codes of pictures and sounds first"
+        )
+    codes = codes.long()
+    wrong = (codes < 0) | (codes >= count)
+    if wrong.any():
+        raise ValueError(
+            f"{where}: {name} has the code {int(codes[wrong][0])}, there are {count}, counted from "
+            f"0; give codes from 0 to {count - 1}, or make the model with more"
+        )
+    return codes
 
 
 def check_lengths(
