@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avlib.examples import MODALITIES, UNKNOWN, Batch, Example, collate
-from avlib.objective import Objective
+from avlib.examples import MODALITIES, UNKNOWN, Example, collate
+from avlib.objective import Objective, answers
 from avlib.zorro import Zorro
 
 
@@ -119,33 +119,3 @@ def evaluate(
     finally:
         model.train(mode)
     return Scores(model.kinds, tuple(objective.labels), right.cpu(), counted.cpu())
-
-
-def answers(
-    zorro: Zorro, batch: Batch, through: nn.Module | None = None
-) -> tuple[Float[Tensor, "b readouts d"], Bool[Tensor, "b readouts"]]:
-    """What each readout gives for each clip, and where it had something to read.
-
-    A modality that no clip of the batch has is given as one patch of padding. So every readout
-    answers, and every weight is used, whatever a batch lacks.
-
-    Args:
-        zorro: the model.
-        batch: on the model's device.
-        through: what to call in its place, such as the model in `DistributedDataParallel`.
-    """
-    inputs = dict(batch.inputs)
-    video = zorro.video_embedding
-    for name, patch in (("audio", (1,)), ("video", (video.channels, *video.patch_size))):
-        if name not in inputs:
-            inputs[name] = zorro.fusion_tokens.new_zeros(len(batch), *patch)
-            inputs[f"{name}_lengths"] = inputs[name].new_zeros(len(batch), dtype=torch.long)
-    outputs = (zorro if through is None else through)(**inputs)
-    has = {name: batch.has(name) for name in MODALITIES}
-    nothing = torch.zeros_like(has["audio"])
-    moved_by = zorro.promise.reads
-    read = [
-        torch.stack([nothing, *(has[n] for n in moved_by[kind] if n in has)]).any(0)
-        for kind in zorro.kinds
-    ]
-    return outputs, torch.stack(read, 1)

@@ -241,10 +241,7 @@ class TwinDecoder(nn.Module):
         draws = torch.rand(len(text), generator=generator, device=device)
         dropped = (draws < text_dropout).to(text.device)
         logits = self(text=text, video=video, audio=audio, dropped=dropped)
-        each = [
-            F.cross_entropy(scores.flatten(0, -2), codes.flatten().long())
-            for scores, codes in zip(logits, (video, audio), strict=True)
-        ]
+        each = clip_losses(logits, (video, audio)).mean(0)
         return Losses(video_weight * each[0] + audio_weight * each[1], *each)
 
     @torch.no_grad()
@@ -345,3 +342,15 @@ class TwinDecoder(nn.Module):
                 f"{self.max_frames}; give fewer, or make it with a larger max_frames"
             )
         return codes
+
+
+def clip_losses(
+    logits: Sequence[Float[Tensor, "b ... codes"]], codes: Sequence[Int[Tensor, "b ..."]]
+) -> Float[Tensor, "b modalities"]:
+    """Cross-entropy in nats, for each clip and modality the mean over its codes."""
+    each = []
+    for scores, wanted in zip(logits, codes, strict=True):
+        scores = scores.flatten(1, -2).to(torch.promote_types(scores.dtype, torch.float32))
+        loss = F.cross_entropy(scores.mT, wanted.flatten(1).long(), reduction="none")
+        each.append(loss.mean(1))
+    return torch.stack(each, 1)

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from avlib.checks import check_counts, check_positive
-from avlib.examples import UNKNOWN
+from avlib.examples import MODALITIES, UNKNOWN, Batch, Example, collate
+from avlib.plan import Plan
+from avlib.processes import gather, gather_fixed
 from avlib.zorro import Zorro
 
 
@@ -108,6 +111,49 @@ class Objective:
         """What is contrasted, scaled to length 1."""
         return F.normalize(outputs[..., sum(self.labels.values()) :], dim=-1)
 
+    # What `train` asks for
+
+    def names(self, model: Zorro) -> tuple[str, ...]:
+        """Those of the losses."""
+        return self.terms(model.kinds)
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree in, beside the names."""
+        return {
+            "classes": [int(number) for number in self.labels.values()],
+            "temperature": float(self.temperature),
+        }
+
+    def unused(self, model: Zorro) -> bool:
+        """Whether some weights get no gradient."""
+        read = {name for kind in model.kinds for name in model.promise.reads[kind]}
+        return read < {*model.promise.keys}
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Clips side by side."""
+        return collate(examples)
+
+    def prepare(self, batch: Batch, plan: Plan, step: int, rank: int) -> Batch:
+        """The clips as they are learned from: some without their sound or their pictures."""
+        self.check_labels(batch.labels)
+        return plan.drop_modalities(batch, step, rank)
+
+    def outputs(self, model: Zorro, batch: Batch, through: nn.Module) -> tuple[Tensor, ...]:
+        """See `answers`."""
+        return answers(model, batch, through)
+
+    def found(
+        self, model: Zorro, batch: Batch, outputs: tuple[Tensor, ...]
+    ) -> Float[Tensor, " terms"]:
+        """The losses of all processes' outputs together."""
+        readouts, readable = outputs
+        return self.losses(
+            gather(readouts.to(torch.promote_types(readouts.dtype, torch.float32))),
+            {name: gather_fixed(label) for name, label in batch.labels.items()},
+            model.kinds,
+            gather_fixed(readable),
+        )
+
     def losses(
         self,
         outputs: Float[Tensor, "b readouts d"],
@@ -140,6 +186,36 @@ class Objective:
                 pair = embeddings[both, i], embeddings[both, j]
                 losses.append(contrastive_loss(*pair, self.temperature))
         return torch.stack(losses)
+
+
+def answers(
+    zorro: Zorro, batch: Batch, through: nn.Module | None = None
+) -> tuple[Float[Tensor, "b readouts d"], Bool[Tensor, "b readouts"]]:
+    """What each readout gives for each clip, and where it had something to read.
+
+    A modality that no clip of the batch has is given as one patch of padding. So every readout
+    answers, and every weight is used, whatever a batch lacks.
+
+    Args:
+        zorro: the model.
+        batch: on the model's device.
+        through: what to call in its place, such as the model in `DistributedDataParallel`.
+    """
+    inputs = dict(batch.inputs)
+    video = zorro.video_embedding
+    for name, patch in (("audio", (1,)), ("video", (video.channels, *video.patch_size))):
+        if name not in inputs:
+            inputs[name] = zorro.fusion_tokens.new_zeros(len(batch), *patch)
+            inputs[f"{name}_lengths"] = inputs[name].new_zeros(len(batch), dtype=torch.long)
+    outputs = (zorro if through is None else through)(**inputs)
+    has = {name: batch.has(name) for name in MODALITIES}
+    nothing = torch.zeros_like(has["audio"])
+    moved_by = zorro.promise.reads
+    read = [
+        torch.stack([nothing, *(has[n] for n in moved_by[kind] if n in has)]).any(0)
+        for kind in zorro.kinds
+    ]
+    return outputs, torch.stack(read, 1)
 
 
 def contrastive_loss(

@@ -1,7 +1,7 @@
 """Training that can be stopped at any moment, on one process or on several."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from avlib.checkpoint import check_writable
 from avlib.checks import check_counts
-from avlib.evaluation import answers
-from avlib.examples import Example, collate
-from avlib.objective import Objective
 from avlib.plan import Plan
-from avlib.processes import from_all, gather, gather_fixed, meet
+from avlib.processes import from_all, meet
 from avlib.resume import State
-from avlib.zorro import Zorro
+from avlib.task import Task
 
 LOOK_EVERY = 20  # steps; looking at a loss makes a GPU wait
 
@@ -51,9 +48,9 @@ class History:
 
 
 def train(
-    model: Zorro,
-    data: Dataset[Example],
-    objective: Objective,
+    model: nn.Module,
+    data: Dataset[Any],
+    objective: Task,
     *,
     steps: int,
     batch_size: int = 64,
@@ -67,6 +64,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
     workers: int = 0,
+    watch: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> History:
     """Train a model in place, by AdamW under a cosine schedule.
@@ -82,10 +80,11 @@ def train(
     contrastive losses see the whole batch too.
 
     Args:
-        model: made with `num_classes=objective.num_outputs`, on the device to train on. Afterwards
-            it is in eval mode.
-        data: a dataset of known length, such as `World` or `ClipFolder`.
-        objective: what to learn.
+        model: on the device to train on; a `Zorro` with `num_classes=objective.num_outputs`, or a
+            `TwinDecoder`. Afterwards it is in eval mode.
+        data: a dataset of known length: clips, such as `World` or `ClipFolder`, or for a
+            `TwinDecoder` codes (text, video, audio), such as `TensorDataset(*bounce.clips())`.
+        objective: what to learn; `Writing` for a `TwinDecoder`.
         steps: of the optimizer; the schedule falls to 0 over all of them.
         batch_size: clips in a step, over all processes. The rest of an epoch begins the next batch.
         learning_rate: at the highest.
@@ -99,6 +98,8 @@ def train(
         checkpoint: a safetensors file to keep the state in. All processes must see it.
         checkpoint_every: steps from one to the next.
         workers: processes that load data; 0 for this one.
+        watch: called after each step with how many are done. It must leave the model and torch's
+            random numbers as they are.
         progress: show a bar.
 
     Returns:
@@ -114,7 +115,7 @@ def train(
     """
     from tqdm.auto import tqdm  # not before it is needed: in a notebook it loads ipywidgets
 
-    device = model.fusion_tokens.device
+    device = next(model.parameters()).device
     rank, processes = meet(device)
     plan = Plan(
         steps,
@@ -132,7 +133,7 @@ def train(
     plan.check(clips)
     check_counts("train", checkpoint_every=checkpoint_every)
     _check_model(model, objective)
-    terms = objective.terms(model.kinds)
+    terms = objective.names(model)
     losses = torch.zeros(steps, len(terms), device=device)
     norms = torch.zeros(steps, 1, device=device)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -142,8 +143,7 @@ def train(
         **asdict(plan),
         "clips": clips,
         "terms": list(terms),
-        "classes": [int(number) for number in objective.labels.values()],
-        "temperature": float(objective.temperature),
+        **objective.settings(),
     }
     state = State(model, optimizer, losses, settings, rank)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -160,13 +160,12 @@ def train(
             )
         parallel: nn.Module = model
         if processes > 1:
-            read = {name for kind in model.kinds for name in model.promise.reads[kind]}
-            unused = read < {*model.promise.keys}
+            unused = objective.unused(model)
             parallel = DistributedDataParallel(model, find_unused_parameters=unused)
         loader: Any = DataLoader(
             data,
             batch_sampler=plan.order(clips, start, rank),
-            collate_fn=collate,
+            collate_fn=objective.batch,
             num_workers=workers,
             # Seeds the workers. Without it the generator that is saved would be drawn from.
             generator=plan.chance(f"workers {rank}", start),
@@ -175,18 +174,12 @@ def train(
         bar = tqdm(total=steps, initial=start, unit="step", disable=not shown)
         with _in_training(model), bar:
             for step, batch in enumerate(loader, start):
-                objective.check_labels(batch.labels)
-                batch = plan.drop_modalities(batch, step, rank).to(device)
+                batch = objective.prepare(batch, plan, step, rank).to(device)
                 for group in optimizer.param_groups:
                     group["lr"] = plan.rate(step)
                 with torch.autocast(device.type, torch.bfloat16, precision == "bfloat16"):
-                    outputs, readable = answers(model, batch, parallel)
-                found = objective.losses(
-                    gather(outputs.to(torch.promote_types(outputs.dtype, torch.float32))),
-                    {name: gather_fixed(label) for name, label in batch.labels.items()},
-                    model.kinds,
-                    gather_fixed(readable),
-                )
+                    outputs = objective.outputs(model, batch, parallel)
+                found = objective.found(model, batch, outputs)
                 optimizer.zero_grad()
                 found.sum().backward()
                 norms[step] = nn.utils.clip_grad_norm_(parameters, clip)
@@ -200,6 +193,8 @@ def train(
                     bar.set_postfix(loss=f"{losses[step].sum():.3f}", refresh=False)
                 if due and checkpoint is not None:
                     state.save(checkpoint, done)
+                if watch is not None:
+                    watch(done)
                 bar.update()
         optimizer.zero_grad()  # the next backward pass of the caller must not add to these
     return History(terms, losses.cpu())
@@ -234,7 +229,7 @@ def _length(data: Any) -> int:
     return len(data)
 
 
-def _check_model(model: Zorro, objective: Objective) -> None:
+def _check_model(model: nn.Module, objective: Task) -> None:
     learning = [p for p in model.parameters() if p.requires_grad]
     if not learning:
         raise ValueError("train: all weights are frozen; set requires_grad of some")
