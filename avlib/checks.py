@@ -39,9 +39,31 @@ def check_between(where: str, least: float, most: float, **numbers: float) -> No
     """Refuse what is no number from `least` to `most`."""
     for name, number in numbers.items():
         real = isinstance(number, Real) and not isinstance(number, bool)
-        if not real or not least <= number <= most:
-            wanted = f"from {least} to {most}" if most < inf else f"of {least} or more"
+        if not real or not least <= number <= most or number == inf:
+            wanted = (
+                f"from {least} to {most}" if most < inf else f"of {least} or more, not infinite"
+            )
             raise ValueError(f"{where}: {name} is {number!r}; give a number {wanted}")
+
+
+def check_generator(where: str, generator: torch.Generator | None) -> None:
+    """Refuse what is no source of chance."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"{where}: generator is {generator!r}, wanted a torch.Generator; use "
+            "torch.Generator().manual_seed(0)"
+        )
+
+
+def check_marks(where: str, count: int, **marks: Tensor) -> None:
+    """Refuse what does not say yes or no of each clip."""
+    for name, mark in marks.items():
+        _check_tensor(where, name, mark)
+        if mark.dtype != torch.bool or mark.shape != (count,):
+            raise ValueError(
+                f"{where}: {name} is {mark.dtype} of shape {tuple(mark.shape)}, wanted booleans of "
+                f"shape ({count},); give True or False for each clip"
+            )
 
 
 def check_depth(depth: int) -> None:
@@ -108,10 +130,15 @@ def check_video(video: Tensor, channels: int) -> None:
 
 
 def check_codes(
-    name: str, codes: Any, axes: Sequence[str], count: int, *, empty: bool = False
+    name: str,
+    codes: Any,
+    axes: Sequence[str],
+    count: int,
+    *,
+    empty: bool = False,
+    where: str = "TwinDecoder",
 ) -> Tensor:
     """Codes as int64; refuse what are no whole numbers from 0 to count - 1 along these axes."""
-    where = "TwinDecoder"
     _check_tensor(where, name, codes)
     shape, wanted = tuple(codes.shape), f"({', '.join(axes)})"
     if codes.ndim != len(axes) or (0 in (shape[:1] if empty else shape)):

@@ -132,12 +132,18 @@ def pick(
 
     With temperature 0 it is the likeliest.
     """
+    if not logits.isfinite().all():
+        raise ValueError(
+            "TwinDecoder.generate: the logits are not finite, so no code is likelier than others; "
+            "look for NaN in the weights, as a training that failed leaves them"
+        )
     if temperature == 0:
         return logits.argmax(-1)
     if top_k is not None and top_k < logits.shape[-1]:
         scores, codes = logits.topk(top_k, -1)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, codes, scores)
     # The highest score first becomes 0: a tiny temperature must not make infinities.
+    temperature = max(temperature, torch.finfo(logits.dtype).tiny)
     likely = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
     device = likely.device if generator is None else generator.device
     drawn = torch.multinomial(likely.to(device), 1, generator=generator)

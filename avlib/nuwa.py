@@ -14,11 +14,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from avlib.checks import check_between, check_codes, check_counts, check_positive
+from avlib.checks import (
+    check_between,
+    check_codes,
+    check_counts,
+    check_generator,
+    check_marks,
+    check_positive,
+)
 from avlib.gallery import Extent, frame_chunks
 from avlib.generation import write_clips
 from avlib.neighbours import Neighbours
 from avlib.reversible import DualModalityReversibleSequence
+from avlib.token_masks import Mask
 from avlib.tokens import pair
 from avlib.twin_layers import (
     NearbyAttention,
@@ -32,6 +40,7 @@ from avlib.twin_streams import TextEncoder, Tower
 AXES = {"video": ("batch", "frames", "rows", "columns"), "audio": ("batch", "frames", "codes")}
 # The film of a frame is written before its sound, so it reads the sound of the frames before.
 LAG = {"video": 1, "audio": 0}
+OTHER = {"video": "audio", "audio": "video"}
 
 
 class Losses(NamedTuple):
@@ -69,10 +78,6 @@ class TwinDecoder(nn.Module):
         reversible: store no activations for the backward pass but compute them again. The function
             is the same, so the attribute may be changed at any time.
         exact: round the streams to a `Grid`, so that blocks are undone bit for bit.
-
-    Attributes:
-        masks: (reader, read) → who reads whom, as ("video", "video") or ("audio", "video"): one
-            `Mask` for each dilation.
 
     Raises:
         ValueError: a size that is no positive whole number, or a window that fits no grid.
@@ -119,6 +124,7 @@ class TwinDecoder(nn.Module):
             cross_every=1 if cross_every is None else cross_every,
         )
         check_positive("TwinDecoder", ff_mult=ff_mult)
+        check_between("TwinDecoder", 0, 1, dropout=dropout)
         self.reversible, self.max_frames = reversible, max_frames
         sizes: dict[str, Any] = {"heads": heads, "dim_head": dim_head, "dropout": dropout}
         self.text = TextEncoder(text_words, max_words, dim, text_depth, ff_mult=ff_mult, **sizes)
@@ -127,27 +133,22 @@ class TwinDecoder(nn.Module):
         self.video = Tower("video", video_codes, video_grid, max_frames, dim)
         self.audio = Tower("audio", audio_codes, audio_grid, max_frames, dim)
 
-        ends = self.ends
-        windows = {"video": [*video_window], "audio": [*audio_window, 1]}
-        dilations = {"video": video_dilation, "audio": audio_dilation}
-        self.masks = {
-            (name, name): [
-                nearby_in_tower(name, max_frames, end.grid, windows[name], dilation)
-                for dilation in dilations[name]
-            ]
-            for name, end in ends.items()
+        self._crossed = cross_every is not None
+        self._windows = {
+            "video": _for_axes("video_window", video_window, 3),
+            "audio": [*_for_axes("audio_window", audio_window, 2), 1],
         }
-        near = {name: [Neighbours(mask) for mask in self.masks[name, name]] for name in ends}
+        self._dilations = {
+            "video": _in_turn("video_dilation", video_dilation, 3),
+            "audio": _in_turn("audio_dilation", audio_dilation, 2),
+        }
+        ends, masks = self.ends, self.masks
+        near = {name: [Neighbours(mask) for mask in masks[name, name]] for name in ends}
         places = {name: end.places for name, end in ends.items()}
-        other = {"video": "audio", "audio": "video"}
         across = {
-            name: {"places": places[name], "other_places": places[other[name]], "lag": LAG[name]}
-            for name in (ends if cross_every else ())
+            name: {"places": places[name], "other_places": places[OTHER[name]], "lag": LAG[name]}
+            for name in ends
         }
-        for name, chunks in across.items():
-            readers, keys = ({n: (max_frames, places[n])} for n in (name, other[name]))
-            mask = frame_chunks(readers, keys, lag=chunks["lag"], null=True)
-            self.masks[name, other[name]] = [mask]
 
         blocks, types = [], []
 
@@ -172,6 +173,21 @@ class TwinDecoder(nn.Module):
         """Where codes enter and leave each tower."""
         return {"video": self.video, "audio": self.audio}
 
+    @property
+    def masks(self) -> dict[tuple[str, str], list[Mask]]:
+        """(reader, read) → who reads whom, as ("audio", "video"): one mask for each dilation."""
+        masks = {}
+        for name, end in self.ends.items():
+            masks[name, name] = [
+                nearby_in_tower(name, self.max_frames, end.grid, self._windows[name], dilation)
+                for dilation in self._dilations[name]
+            ]
+            if self._crossed:
+                keys = {OTHER[name]: (self.max_frames, self.ends[OTHER[name]].places)}
+                readers = {name: (self.max_frames, end.places)}
+                masks[name, OTHER[name]] = [frame_chunks(readers, keys, lag=LAG[name], null=True)]
+        return masks
+
     def forward(
         self,
         *,
@@ -179,7 +195,7 @@ class TwinDecoder(nn.Module):
         video: Int[Tensor, "b t y x"],
         audio: Int[Tensor, "b t n"],
         dropped: Bool[Tensor, " b"] | None = None,
-    ) -> tuple[Float[Tensor, "b t y x codes"], Float[Tensor, "b t n codes"]]:
+    ) -> tuple[Float[Tensor, "b t y x _codes"], Float[Tensor, "b t n _codes"]]:
         """Logits of each code, from the text and from all that is written before it.
 
         Args:
@@ -200,6 +216,7 @@ class TwinDecoder(nn.Module):
             )
         context, real = self.text(text)
         if dropped is not None:
+            check_marks("TwinDecoder", len(text), dropped=dropped)
             real = real & ~dropped[:, None]
         streams = self.video(video.flatten(2)), self.audio(audio)
         out = self.towers(*streams, context=context, context_mask=real, reverse=self.reversible)
@@ -237,6 +254,7 @@ class TwinDecoder(nn.Module):
         text = self.text.checked(text)
         check_between(where, 0, inf, video_weight=video_weight, audio_weight=audio_weight)
         check_between(where, 0, 1, text_dropout=text_dropout)
+        check_generator(where, generator)
         device = None if generator is None else generator.device
         draws = torch.rand(len(text), generator=generator, device=device)
         dropped = (draws < text_dropout).to(text.device)
@@ -284,13 +302,14 @@ class TwinDecoder(nn.Module):
 
         Raises:
             TypeError, ValueError: a number out of range; shapes, codes or frames that do not fit
-                the model or each other.
+                the model or each other; or the model's logits are not finite.
         """
         where = "TwinDecoder.generate"
         text = self.text.checked(text)
         frames = self.max_frames if num_frames is None else num_frames
         check_counts(where, num_frames=frames, top_k=1 if top_k is None else top_k)
         check_between(where, 0, inf, temperature=temperature, guidance=guidance)
+        check_generator(where, generator)
         given = {
             name: self._codes(name, codes, text).flatten(2)
             for name, codes in (("video", video), ("audio", audio))
@@ -307,7 +326,7 @@ class TwinDecoder(nn.Module):
                     f"{where}: {name} has {codes.shape[1]} frames and {frames} are to be written; "
                     f"give {name}[:, :{frames}] or raise num_frames"
                 )
-        training = self.training
+        training = [module for module in self.modules() if module.training]
         try:
             written = write_clips(
                 self.eval(),
@@ -321,7 +340,8 @@ class TwinDecoder(nn.Module):
                 progress=progress,
             )
         finally:
-            self.train(training)
+            for module in training:
+                module.training = True
         return written["video"].unflatten(2, self.video.grid[1:]), written["audio"]
 
     def _codes(self, name: str, codes: Tensor, text: Tensor) -> Int[Tensor, "b t *n"]:
@@ -345,7 +365,7 @@ class TwinDecoder(nn.Module):
 
 
 def clip_losses(
-    logits: Sequence[Float[Tensor, "b ... codes"]], codes: Sequence[Int[Tensor, "b ..."]]
+    logits: Sequence[Float[Tensor, "b ... _codes"]], codes: Sequence[Int[Tensor, "b ..."]]
 ) -> Float[Tensor, "b modalities"]:
     """Cross-entropy in nats, for each clip and modality the mean over its codes."""
     each = []
@@ -354,3 +374,25 @@ def clip_losses(
         loss = F.cross_entropy(scores.mT, wanted.flatten(1).long(), reduction="none")
         each.append(loss.mean(1))
     return torch.stack(each, 1)
+
+
+def _for_axes(name: str, given: Sequence[Any], axes: int) -> list[Any]:
+    """What is given for each axis; refuse another number of them."""
+    if not isinstance(given, tuple | list) or len(given) != axes:
+        raise ValueError(
+            f"TwinDecoder: {name} is {given!r}; give a list with one for each of {axes} axes"
+        )
+    return [*given]
+
+
+def _in_turn(name: str, dilations: Sequence[int | list[int]], axes: int) -> list[Any]:
+    """The dilations that layers take in turn, for the three axes of a grid."""
+    if not isinstance(dilations, tuple | list) or not dilations:
+        raise ValueError(
+            f"TwinDecoder: {name} is {dilations!r}; give one or more, which layers take in turn, "
+            "such as (1, 2)"
+        )
+    return [
+        _for_axes(name, each, axes) + [1] * (3 - axes) if isinstance(each, list) else each
+        for each in dilations
+    ]

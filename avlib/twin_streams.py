@@ -48,7 +48,7 @@ class TextEncoder(nn.Module):
 
     def forward(
         self, text: Int[Tensor, "b words"]
-    ) -> tuple[Float[Tensor, "b words d"], Bool[Tensor, "b words"]]:
+    ) -> tuple[Float[Tensor, "b _n d"], Bool[Tensor, "b _n"]]:
         """The words in context, and which of them are real.
 
         Raises:
@@ -61,7 +61,7 @@ class TextEncoder(nn.Module):
             streams = layer(streams, _TEXT, {"text": real})
         return self.norm(streams["text"]), real
 
-    def checked(self, text: Int[Tensor, "b words"]) -> Int[Tensor, "b words"]:
+    def checked(self, text: Int[Tensor, "b words"]) -> Int[Tensor, "b _n"]:
         """The text as int64, refused as by `forward`. No word at all becomes one of padding."""
         text = check_codes("text", text, ("batch", "words"), self.words, empty=True)
         if text.shape[1] > self.longest:
@@ -113,6 +113,6 @@ class Tower(nn.Module):
         starts = where[:, :1].expand(len(codes), -1, -1, -1)
         return torch.cat([starts, self.embedding(codes) + where[:, 1:]], 2).flatten(1, 2)
 
-    def logits(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n codes"]:
+    def logits(self, tokens: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n codes"]:
         """What comes after each token."""
         return self.to_logits(self.norm(tokens))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nuwa_pytorch.nuwa_pytorch import Sparse3DNA
+from nuwa_keys import keys_of_nuwa
 
 from avlib.gallery import (
     bottleneck,
@@ -166,21 +166,6 @@ def test_nearby_on_a_line_is_a_sliding_window():
 
 odds = st.lists(st.sampled_from([1, 3, 5]), min_size=3, max_size=3)
 steps = st.lists(st.integers(1, 3), min_size=3, max_size=3)
-
-
-def keys_of_nuwa(frames, side, kernel, dilation, *, causal):
-    """Which tokens move each output of the published layer, and what its own mask hides.
-
-    It is asked for its gradients alone. The first token, which everybody reads, is left out.
-    """
-    torch.manual_seed(0)
-    kernel, dilation = tuple(kernel), tuple(dilation)
-    layer = Sparse3DNA(
-        4, (frames, side, side), kernel, dilation, heads=1, dim_head=4, causal=causal
-    )
-    tokens = torch.randn(1, 1 + frames * side * side, 4)
-    moved = torch.autograd.functional.jacobian(lambda x: layer(x)[0, 1:].sum(-1), tokens)
-    return moved[:, 0, 1:].abs().amax(-1) > 0, layer.mask[:, 1:]
 
 
 @given(frames=st.integers(1, 3), side=st.integers(2, 3), kernel=odds, dilation=steps)
