@@ -6,6 +6,7 @@ from math import log
 import matplotlib.pyplot as plt
 import torch
 from jaxtyping import Float, Int
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -14,6 +15,7 @@ from avlib import plots
 from avlib.course import results
 from avlib.course.exercise import Exercise, Mistake, matching
 from avlib.objective import matching_loss
+from avlib.plots.style import ink_on
 from avlib.trained import small_front_end
 from avlib.world import FRAMES, SIZE, World
 
@@ -78,6 +80,30 @@ keep_modalities = Exercise(
         ),
     },
 )
+
+
+def draw_keep_modalities() -> Axes:
+    """The line from 0 to 1 in three parts, with three draws and what they keep."""
+    probability, draws = 0.4, torch.tensor([0.1, 0.5, 0.9])
+    ax = plots.canvas(None, 9, 2.2)
+    edges = [0, probability / 2, 1 - probability / 2, 1]
+    parts = {"V: sound lost": "video", "A and V": "fusion", "A: pictures lost": "audio"}
+    for (words, group), start, end in zip(parts.items(), edges[:-1], edges[1:], strict=True):
+        face = plots.colour(group)
+        ax.add_patch(Rectangle((start, 0), end - start, 1, fc=face, ec="white", lw=3))
+        middle = (start + end) / 2, 0.5
+        ax.text(*middle, words, ha="center", va="center", weight="bold", color=ink_on(face))
+    kept = zip(*_drop_one_by_one(draws, probability), strict=True)
+    for draw, answers in zip(draws.tolist(), kept, strict=True):
+        ax.plot(draw, 1.25, "v", color=plots.INK, ms=9)
+        for y, answer in zip((2.4, 1.7), answers, strict=True):
+            ax.text(draw, y, str(bool(answer)), ha="center", va="center")
+    for y, name in ((2.4, "keep_audio"), (1.7, "keep_video"), (0.5, "draw")):
+        ax.text(-0.02, y, name, ha="right", va="center", family="monospace")
+    plots.bare(ax)
+    ax.set(xlim=(-0.14, 1.02), ylim=(-0.05, 2.8), title=f"probability = {probability}")
+    ax.set_xticks([i / 10 for i in range(11)])
+    return ax
 
 
 # 2. The contrastive loss

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -47,6 +48,11 @@ _SIGNS = {  # in an error's words → what was done
 def _window_by_loops(n: int) -> Tensor:
     rows = [[i - 3 <= j <= i for j in range(n)] for i in range(n)]
     return torch.tensor(rows)
+
+
+def draw_last_four() -> Axes:
+    """The mask of `last_four` for eight tokens."""
+    return draw(_window_by_loops(8), title="wanted, for 8 tokens")
 
 
 def _window_is_right(mask_mod: Any) -> str | None:
@@ -196,6 +202,18 @@ def _received_by_loops(real: Tensor) -> Tensor:
             for j in range(n):
                 mask[b, i, j] = j <= i and bool(real[b, j])
     return mask
+
+
+def draw_lost_frames() -> Axes:
+    """The mask of `lost_frames` for a film of six frames that lost two."""
+    real = torch.ones(1, 6, dtype=torch.bool)
+    real[0, [1, 4]] = False
+    ax = draw(_received_by_loops(real), {"video": 6}, title="wanted")
+    side = ax.get_xlim()[1] / 6
+    for frame in (1, 4):
+        x, y = (frame + 0.5) * side, 3 * side
+        ax.text(x, y, f"{frame} was lost", rotation=90, ha="center", va="center")
+    return ax
 
 
 def _order(n: int) -> Tensor:

@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from avlib import plots
@@ -151,6 +153,42 @@ def _best_by_trying(depth: int, stream: int, layer: int) -> int:
         segments = len(range(0, depth, length))
         peaks[length] = segments * stream + length * layer
     return min(peaks, key=lambda length: peaks[length])
+
+
+def draw_best_segment() -> Axes:
+    """Seven layers in segments of three lengths: what is kept, what is stored, and the peak."""
+    depth, stream, layer, lengths = 7, 3, 2, (2, 4, 7)
+    ax = plots.canvas(None, 10, 2.6)
+
+    def dot(x: float, y: float) -> None:
+        ax.plot(x, y, "o", color=plots.INK, ms=16)
+        ax.text(x, y, str(stream), ha="center", va="center_baseline", color="white")
+
+    def box(x: float, y: float, stored: bool) -> None:
+        face = plots.FOCUS if stored else plots.HIDDEN
+        ax.add_patch(Rectangle((x, y - 0.3), 0.95, 0.6, fc=face, lw=0))
+        if stored:
+            ax.text(x + 0.475, y, str(layer), ha="center", va="center_baseline", color="white")
+
+    for row, length in enumerate(lengths):
+        starts = range(0, depth, length)
+        full = max(start for start in starts if start + length <= depth)  # the last of full length
+        for i in range(depth):
+            x = i + 0.5 * (i // length)
+            box(x, row, full <= i < full + length)
+            if i in starts:
+                dot(x - 0.27, row)
+        count = len(starts)
+        words = f"{count} · {stream} + {length} · {layer} = {count * stream + length * layer} bytes"
+        ax.text(-0.8, row, f"length {length}", ha="right", va="center", weight="bold")
+        ax.text(9.0, row, words, va="center")
+    dot(0.73, -1)
+    ax.text(1.1, -1, "what enters a segment", va="center")
+    box(5, -1, stored=True)
+    ax.text(6.1, -1, "a layer stored in full", va="center")
+    plots.bare(ax)
+    ax.set(xlim=(-2.3, 12.2), ylim=(len(lengths) - 0.5, -1.5))
+    return ax
 
 
 best_segment = Exercise(

@@ -3,12 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from avlib.course.exercise import Exercise, Mistake, as_tensor, matching
+from avlib.plots import COLOURS, HIDDEN, INK, bare
 
 # 1. Cut a picture
 
@@ -93,6 +98,41 @@ cut_image = Exercise(
         ),
     },
 )
+
+
+def draw_cut_image() -> Figure:
+    """A picture of two colours and what `cut_image` must make of it, the second patch in blue."""
+    image = torch.arange(32).reshape(2, 4, 4)
+    patches = _cut_by_loops(image, 2)
+    figure, axes = plt.subplots(
+        1, 4, figsize=(10, 2.6), width_ratios=[4, 4, 0.8, 8], layout="constrained"
+    )
+    marked = {int(number) for number in patches[1]}
+    for colour, ax in enumerate(axes[:2]):
+        _numbers(ax, image[colour], marked, (2, 2))
+        ax.set_title(f"colour {colour}")
+    axes[2].set_visible(False)
+    _numbers(axes[3], patches, marked, (1, 4))
+    axes[3].set_title("wanted: a patch in each row")
+    axes[3].set_yticks(range(4), [f"patch {n}" for n in range(4)])
+    axes[3].tick_params(length=0)
+    return figure
+
+
+def _numbers(ax: Axes, values: Tensor, marked: set[int], block: tuple[int, int]) -> None:
+    """Whole numbers in cells, some in blue; wide gaps between blocks of this height and width."""
+    height, width = values.shape
+    for i, row in enumerate(values.tolist()):
+        for j, number in enumerate(row):
+            face, ink = (COLOURS["video"], "white") if number in marked else (HIDDEN, INK)
+            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc=face, ec="white", lw=1))
+            ax.text(j, i, str(number), ha="center", va="center", color=ink)
+    for i in range(block[0], height, block[0]):
+        ax.axhline(i - 0.5, color="white", lw=6)
+    for j in range(block[1], width, block[1]):
+        ax.axvline(j - 0.5, color="white", lw=6)
+    bare(ax)
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
 
 
 # 2. The place of a token

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from avlib.attention import Attention, FeedForward
 from avlib.course.exercise import Exercise, Mistake, matching
 from avlib.masks import Visibility
-from avlib.reversible import DualModalityReversibleSequence
+from avlib.plots.tables import table
+from avlib.reversible import BLOCK_TYPES, DualModalityReversibleSequence
 from avlib.tokens import patchify_video
 
 _READS = Visibility({"tokens": ["keys"]}, keys=["keys"])
@@ -570,6 +574,28 @@ def _held(couplings: list[tuple[str, tuple[str, ...]]], blocks: int) -> dict[str
         for target, reads in couplings:
             held[target] = held[target].union(*(held[read] for read in reads))
     return held
+
+
+def draw_one_way_block() -> Figure:
+    """What each half holds after one block of the third kind, and after `one_way_block`."""
+    third = BLOCK_TYPES["inter_modality_cross_attn"]
+    both = _held([(target, tuple(reads)) for target, reads, *_ in third], 1)
+    wanted = {name: set(_STREAMS) if name[0] == "x" else {"m1", "m2"} for name in _STREAMS}
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
+    _draw_held(axes[0], both, "the third kind, after one block")
+    _draw_held(axes[1], wanted, "wanted, after one block")
+    return figure
+
+
+def _draw_held(ax: Axes, held: dict[str, set[str]], title: str) -> None:
+    def holds(i: int, j: int) -> bool:
+        return any(stream[0] == "xm"[j] for stream in held[_STREAMS[i]])
+
+    def text(i: int, j: int) -> str:
+        return "" if holds(i, j) else "never"
+
+    table(ax, _STREAMS, ["video", "audio"], strength=holds, text=text)
+    ax.set_title(title)
 
 
 def _one_way(answer: Any) -> str | None:

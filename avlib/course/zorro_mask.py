@@ -3,12 +3,15 @@
 from collections.abc import Callable
 
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from avlib.attention import attend
 from avlib.course.exercise import Exercise, Mistake, matching
 from avlib.leaks import Influence, influence
 from avlib.masks import Visibility, zorro_readout, zorro_trunk
+from avlib.plots import canvas
+from avlib.plots.tables import table
 
 # 1. The mask from the kinds of the tokens
 
@@ -350,6 +353,24 @@ _TOUCH = {
     "sight and sound": {"audio", "video", "sight and sound"},
     "fusion": {"audio", "video", "touch", "sight and sound", "fusion"},
 }
+
+
+def draw_third_modality() -> Axes:
+    """What each group of `third_modality` must hold of the three modalities in the end."""
+    groups, modalities = [*_TOUCH], ["audio", "video", "touch"]
+
+    def held(i: int, j: int) -> bool:
+        return modalities[j] in _TOUCH[groups[i]]
+
+    ax = table(
+        canvas(None, 4.6, 3.2),
+        groups,
+        modalities,
+        strength=held,
+        text=lambda i, j: "" if held(i, j) else "never",
+    )
+    ax.set_title("wanted, after any number of layers")
+    return ax
 
 
 def _with_touch(rules: Visibility) -> str | None:
