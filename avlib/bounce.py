@@ -9,7 +9,7 @@ it turns around.
 4 colours, 8 directions and 16 first places make 512 clips of 8 frames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from math import tau
 
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from avlib.checks import check_codes, check_counts
 from avlib.data import Clip
 from avlib.world import COLOURS as RGB
 from avlib.world import FPS, PITCHES, SAMPLE_RATE
@@ -56,9 +57,15 @@ def encode(texts: str | Sequence[str]) -> Int[Tensor, "b words"]:
     """Sentences as numbers of words in `WORDS`, padded with 0.
 
     Raises:
+        TypeError: no text.
         ValueError: a word that is not in `WORDS`, or more than `LONGEST` of them.
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(
+                f"encode: got a {type(text).__name__}, wanted sentences; write {HELD_OUT[0]!r}"
+            )
     codes = torch.zeros(len(texts), LONGEST, dtype=torch.long)
     for row, text in zip(codes, texts, strict=True):
         words = text.lower().split()
@@ -79,13 +86,16 @@ def decode(text: Int[Tensor, " words"]) -> str:
 
 
 def clips(
-    texts: Sequence[str] | None = None,
+    texts: str | Sequence[str] | None = None,
 ) -> tuple[Int[Tensor, "b words"], Int[Tensor, "b t y x"], Int[Tensor, "b t 1"]]:
     """Text, frames and sounds of all clips of these sentences (by default all), 16 for each.
 
     The square begins at each place in turn, row by row.
+
+    Raises:
+        TypeError, ValueError: see `encode` and `play`.
     """
-    texts = sentences() if texts is None else list(texts)
+    texts = sentences() if texts is None else [texts] if isinstance(texts, str) else texts
     first = torch.arange(SIZE * SIZE).repeat(len(texts))
     text = encode([each for each in texts for _ in range(SIZE * SIZE)])
     return text, *play(text, first)
@@ -94,14 +104,32 @@ def clips(
 def play(
     text: Int[Tensor, "b words"], first: Int[Tensor, " b"], frames: int = FRAMES
 ) -> tuple[Int[Tensor, "b t y x"], Int[Tensor, "b t 1"]]:
-    """What this world does from each first place (row · 4 + column) on: frames and sounds."""
-    said = [decode(row).split(" square moves ") for row in text]
-    colour = torch.tensor([COLOURS.index(who.removeprefix("a ")) + 1 for who, _ in said])
-    way = torch.tensor([DIRECTIONS[how] for _, how in said])
-    place = torch.stack([first // SIZE, first % SIZE], 1)
-    clip = torch.arange(len(text))
-    video = torch.zeros(len(text), frames, SIZE, SIZE, dtype=torch.long)
-    audio = torch.zeros(len(text), frames, 1, dtype=torch.long)
+    """What this world does from each first place (row · 4 + column) on: frames and sounds.
+
+    Raises:
+        ValueError: a text that is none of the `sentences`, or a place that is not there.
+    """
+    check_counts("play", frames=frames)
+    if first.shape != text.shape[:1] or not ((first >= 0) & (first < SIZE * SIZE)).all():
+        raise ValueError(
+            f"play: first is {first.tolist()}, wanted a place for each of {len(text)} texts; count "
+            f"them row by row from 0 to {SIZE * SIZE - 1}"
+        )
+    colours, ways = [], []
+    for said in map(decode, text):
+        who, _, how = said.removeprefix("a ").partition(" square moves ")
+        if who not in COLOURS or how not in DIRECTIONS:
+            raise ValueError(
+                f"play: {said!r} is no sentence of this world; write it as {HELD_OUT[0]!r}"
+            )
+        colours.append(1 + COLOURS.index(who))
+        ways.append(DIRECTIONS[how])
+    colour = text.new_tensor(colours, dtype=torch.long)
+    way = text.new_tensor(ways, dtype=torch.long).view(-1, 2)
+    place = torch.stack([first // SIZE, first % SIZE], 1).to(way)
+    clip = torch.arange(len(text), device=text.device)
+    video = way.new_zeros(len(text), frames, SIZE, SIZE)
+    audio = way.new_zeros(len(text), frames, 1)
     for frame in range(frames):
         video[clip, frame, place[:, 0], place[:, 1]] = colour
         hit = ((place == 0) & (way < 0)) | ((place == SIZE - 1) & (way > 0))
@@ -118,7 +146,17 @@ def right(
 
     A first frame is right if it shows one square in the colour of the sentence; if not, nothing
     that follows is.
+
+    Raises:
+        ValueError: shapes that are not those of `play`, or see there.
     """
+    shape = video.shape[:2]
+    if video.shape != (len(text), *shape[1:], SIZE, SIZE) or audio.shape != (*shape, 1):
+        raise ValueError(
+            f"right: got {len(text)} texts, video of shape {tuple(video.shape)} and audio of shape "
+            f"{tuple(audio.shape)}, wanted (b, t, {SIZE}, {SIZE}) and (b, t, 1); give as many "
+            "frames of each, for each text"
+        )
     first = (video[:, 0] != 0).flatten(1).long().argmax(1)
     frames, sounds = play(text, first, video.shape[1])
     begun = (frames[:, 0] == video[:, 0]).flatten(1).all(1)
@@ -135,7 +173,12 @@ def render(video: Int[Tensor, "t y x"], audio: Int[Tensor, "t 1"], scale: int = 
         video: codes of its frames.
         audio: codes of its sounds; a hit is a note that fades, in the pitch of its colour.
         scale: pixels along each side of a place.
+
+    Raises:
+        TypeError, ValueError: no codes of one clip of this world.
     """
+    check_counts("render", scale=scale)
+    video = check_codes("video", video, ("frames", "rows", "columns"), CODES, where="render").cpu()
     rgb = torch.cat([torch.full((1, 3), 0.1), torch.tensor(RGB)])
     pixels = rgb[video].permute(3, 0, 1, 2)
     pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
@@ -144,6 +187,7 @@ def render(video: Int[Tensor, "t y x"], audio: Int[Tensor, "t 1"], scale: int = 
 
 def waveform(audio: Int[Tensor, "t 1"]) -> Float[Tensor, " samples"]:
     """Codes of sounds as a waveform in [-1, 1] at 8 kHz, an eighth of a second for each frame."""
+    audio = check_codes("audio", audio, ("frames", "1"), CODES, where="render").cpu()
     time = torch.arange(SAMPLE_RATE // FPS) / SAMPLE_RATE
     notes = (tau * torch.tensor([0.0, *PITCHES])[:, None] * time).sin() * (-30 * time).exp() * 0.6
     return notes[audio[:, 0]].flatten()

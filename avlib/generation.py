@@ -64,7 +64,7 @@ class Writer:
 def write_clips(
     model: "TwinDecoder",
     text: Int[Tensor, "b words"],
-    given: dict[str, Int[Tensor, "b t n"]],
+    given: dict[str, Int[Tensor, "b _t _n"]],
     frames: int,
     *,
     temperature: float,
@@ -72,7 +72,7 @@ def write_clips(
     guidance: float,
     generator: torch.Generator | None,
     progress: bool,
-) -> dict[str, Int[Tensor, "b t n"]]:
+) -> dict[str, Int[Tensor, "b frames _n"]]:
     """Codes of both towers: those given, and the rest drawn; see `TwinDecoder.generate`."""
     from tqdm.auto import tqdm  # not before it is needed: in a notebook it loads ipywidgets
 

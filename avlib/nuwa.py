@@ -268,14 +268,14 @@ class TwinDecoder(nn.Module):
         text: Int[Tensor, "b words"],
         num_frames: int | None = None,
         *,
-        video: Int[Tensor, "b t y x"] | None = None,
-        audio: Int[Tensor, "b t n"] | None = None,
+        video: Int[Tensor, "b _t y x"] | None = None,
+        audio: Int[Tensor, "b _t n"] | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         guidance: float = 1.0,
         generator: torch.Generator | None = None,
         progress: bool = True,
-    ) -> tuple[Int[Tensor, "b t y x"], Int[Tensor, "b t n"]]:
+    ) -> tuple[Int[Tensor, "b frames y x"], Int[Tensor, "b frames n"]]:
         """Write clips in eval mode: each code is drawn, given the text and all before it.
 
         What is given of film and sound is taken, from the first frame on, and the rest is written:
