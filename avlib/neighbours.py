@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from avlib.token_masks import Mask
 
@@ -32,6 +33,10 @@ class Neighbours(nn.Module):
     def __init__(self, mask: Mask) -> None:
         super().__init__()
         ((self.frames, self.places),) = mask.readers.grids.values()
+        with _disable_current_modes():  # `predict` makes models of fake tensors, with no numbers
+            self._make(mask)
+
+    def _make(self, mask: Mask) -> None:
         # The first place of a frame, its start token, reads much more than the others.
         groups = [_Runs(mask, 1, [0])]
         if self.places > 1:

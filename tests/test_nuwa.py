@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from twins import KINDS, as_written, make_clips, make_twin, order
 
 from avlib import influence
-from avlib.memory import peak_bytes
+from avlib.memory import make_step, measure, peak_bytes
+from avlib.predict import predict
 from avlib.twin_layers import NearbyAttention, OtherTowerAttention
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -264,6 +265,14 @@ def test_memory_does_not_grow_with_depth(kind):
 
     assert slope(False) > 50_000
     assert slope(True) <= 0.01 * slope(False)
+
+
+def test_memory_is_predicted_to_the_byte():
+    changes = {**KINDS["runs"], "reversible": True}
+    model = make_twin(1, **changes).train()
+    clips = make_clips(model, frames=2)
+    found = predict(lambda: make_twin(1, **changes).train(), clips)
+    assert found.peak == measure(make_step(model, clips), model=model).peak
 
 
 def halves_of(model, clips):
