@@ -90,6 +90,23 @@ def test_sound_reads_film_up_to_the_last_code_of_its_frame_and_film_the_sound_be
         assert not torch.equal(video[0, frame + 1, 0, 0], wanted[0][0, frame + 1, 0, 0])
 
 
+@pytest.mark.parametrize("kind", ["plain", "several codes of sound", "runs in both"])
+def test_a_token_is_its_code_and_its_place_and_a_start_has_the_time_of_its_frame(kind):
+    model = make_twin(**KINDS[kind])
+    clips = make_clips(model)
+    for name, tower in model.ends.items():
+        steps, rows, columns = tower.grid
+        when, row, column = tower.positions.tables.values()
+        tokens = tower(clips[name].flatten(2)).unflatten(1, (-1, tower.places))
+        codes = clips[name].view(2, -1, *tower.grid)
+        for frame in range(model.max_frames):
+            wanted = [(tower.start + when[frame * steps]).expand(2, -1)]
+            for step, y, x in itertools.product(range(steps), range(rows), range(columns)):
+                place = when[frame * steps + step] + row[y] + column[x]
+                wanted.append(tower.embedding.weight[codes[:, frame, step, y, x]] + place)
+            torch.testing.assert_close(tokens[:, frame], torch.stack(wanted, 1))
+
+
 def test_fewer_frames_are_the_beginning_of_more():
     for kind in ("plain", "several codes of sound", "runs"):
         model = make_twin(**KINDS[kind]).double()
@@ -300,6 +317,21 @@ def test_exact_training_leaves_no_flag():
     gradients(model, make_clips(model))
     model.towers.sequence.check()
     assert model.towers.sequence.grid is not None
+
+
+@torch.no_grad()
+def test_all_that_is_added_to_a_stream_is_of_one_size():
+    model = make_twin(3)
+    added = []
+    for block in model.towers.sequence.blocks:
+        for coupling in block:
+            coupling.fn.register_forward_hook(lambda _, __, out: added.append(out.std(-1)))
+    for name, weight in model.towers.named_parameters():
+        if "to_out" in name:  # before the last norm
+            weight.mul_(100)
+    model(**make_clips(model))
+    assert len(added) == 3 * 3 * 4
+    assert all(((spread > 0.9) & (spread < 1.1)).all() for spread in added)
 
 
 @torch.no_grad()
