@@ -46,11 +46,11 @@ repeat: .venv/ready-for-tests
 		OMP_NUM_THREADS=$$threads $${capability:+env ATEN_CPU_CAPABILITY=$$capability} $(NBVAL) || exit 1; \
 	done; done; done
 
-# Measure beside other packages and write the tables in benchmarks/ (about half an hour; an hour more
-# where benchmarks/training.py has to train anew). With a GPU: .venv/bin/python benchmarks/gpu.py
+# Measure beside other packages and write the tables in benchmarks/ (about 40 minutes; an hour more
+# where benchmarks/training.py and writing.py have to train anew). With a GPU: .venv/bin/python benchmarks/gpu.py
 bench: .venv/ready-for-tests
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
-	for name in reversible memory zorro late_fusion training; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in reversible memory zorro late_fusion nuwa training writing; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	PYTHONPATH=tests $(BIN)/python benchmarks/explorer.py
 
 .venv/ready: requirements.txt pyproject.toml

@@ -19,7 +19,8 @@
   is known, or your own
 - `examples`, `objective`, `training`, `evaluation`: batches, losses, a training that can be stopped
   at any moment, and what was learned; `plan`, `resume`, `checkpoint` and `processes` are its parts
-- `trained`: a small Zorro with weights
+- `writing`: what a twin decoder is trained for; `task`: what `train` asks of that
+- `trained`: a small Zorro and a small twin decoder, with weights
 - `explorer`: sliders over a mask or a model's attention (`explore`); `draw` is its still picture
 - `plots`, `widgets`, `course`: pictures, sliders and exercises for the notebooks
 
@@ -29,7 +30,7 @@ j read, h heads, d features.
 
 from typing import Any
 
-from avlib import gallery
+from avlib import bounce, gallery
 from avlib.attention import Attention, FeedForward, attend
 from avlib.clip_folder import ClipFolder
 from avlib.coupling import Coupling
@@ -53,9 +54,10 @@ from avlib.tokens import (
     unpatchify_audio,
     unpatchify_video,
 )
-from avlib.trained import small_zorro, trained_zorro
+from avlib.trained import small_twin, small_zorro, trained_twin, trained_zorro
 from avlib.training import train
 from avlib.world import World
+from avlib.writing import Writing
 from avlib.zorro import Zorro
 
 

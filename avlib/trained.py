@@ -1,9 +1,14 @@
-"""The small Zorro of the notebooks: made for the world of `avlib.world`, and trained in it."""
+"""The small models of the notebooks, each made for a world and trained in it.
+
+A Zorro for `avlib.world`, and a twin decoder for `avlib.bounce`.
+"""
 
 from pathlib import Path
 from typing import Any
 
+from avlib import bounce
 from avlib.checkpoint import load_tensors
+from avlib.nuwa import TwinDecoder
 from avlib.objective import Objective
 from avlib.sound import LogMelSpectrogram
 from avlib.world import FRAMES, SAMPLE_RATE, SIZE
@@ -62,3 +67,36 @@ def trained_zorro(name: str = "labels") -> tuple[Zorro, Objective]:
     model = small_zorro(objective)
     model.load_state_dict(tensors)
     return model.eval(), objective
+
+
+def small_twin(**changes: Any) -> TwinDecoder:
+    """A twin decoder of 2 layers of width 64 for clips of `avlib.bounce`.
+
+    Args:
+        changes: other keywords of `TwinDecoder`, or other values.
+    """
+    settings: dict[str, Any] = {
+        "dim": 64,
+        "depth": 2,
+        "heads": 4,
+        "dim_head": 16,
+        "ff_mult": 2,
+        "text_depth": 1,
+        "text_words": len(bounce.WORDS),
+        "video_codes": bounce.CODES,
+        "audio_codes": bounce.CODES,
+        "video_size": (bounce.SIZE, bounce.SIZE),
+        "max_frames": bounce.FRAMES,
+        "max_words": bounce.LONGEST,
+        "video_window": ((2, 0), None, None),
+        "audio_window": ((2, 0), None),
+    }
+    return TwinDecoder(**{**settings, **changes})
+
+
+def trained_twin() -> TwinDecoder:
+    """A small twin decoder with the weights that ship; it never met `bounce.HELD_OUT`."""
+    tensors, _ = load_tensors(WEIGHTS / "writing.safetensors")
+    model = small_twin()
+    model.load_state_dict(tensors)
+    return model.eval()

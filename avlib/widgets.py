@@ -1,4 +1,4 @@
-"""Sliders that redraw pictures and say in a sentence what they show."""
+"""Pictures that change, with a sentence that says what they show: by sliders, or by a program."""
 
 import html
 import io
@@ -108,10 +108,7 @@ class PictureSliders(ipywidgets.VBox):
         self._say(sentence)
 
     def _say(self, sentence: str) -> None:
-        self.sentence.value = (
-            '<p role="status" aria-live="polite" style="line-height: 1.4; min-height: 2.8em">'
-            f"{html.escape(sentence, quote=False)}</p>"
-        )
+        self.sentence.value = _status(sentence)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -135,6 +132,37 @@ class PictureSlider(PictureSliders):
         self, name: str, values: Sequence[Any], draw: Callable[[Any], Drawn], value: Any = None
     ) -> None:
         super().__init__({name: values}, draw, None if value is None else {name: value})
+
+
+class LivePicture(ipywidgets.VBox):
+    """A picture that a running cell exchanges, and a sentence.
+
+    Where no kernel runs, the picture and the sentence of when it was displayed stand in for it.
+    """
+
+    def __init__(self, picture: Picture, sentence: str) -> None:
+        self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self._sentence = ipywidgets.HTML()
+        self.show(picture, sentence)
+        super().__init__([self._sentence, self._image], layout={"align_items": "flex-start"})
+
+    def show(self, picture: Picture, sentence: str) -> None:
+        """Exchange both."""
+        self._said = sentence
+        self._image.value, self._sentence.value = _encoded(picture), _status(sentence)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        page = _stacked([self._image.value], self._said)
+        return {**bundle, "image/png": page, "text/plain": self._said}
+
+
+def _status(sentence: str) -> str:
+    """A sentence that screen readers read when it changes."""
+    return (
+        '<p role="status" aria-live="polite" style="line-height: 1.4; min-height: 2.8em">'
+        f"{html.escape(sentence, quote=False)}</p>"
+    )
 
 
 def _slider(name: str, values: Sequence[Any], value: Any, width: str) -> ipywidgets.Widget:

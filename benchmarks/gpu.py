@@ -29,6 +29,7 @@ RESULTS = (
     "benchmarks/zorro-cuda.md",
     "benchmarks/late_fusion-cuda.md",
     "benchmarks/reversible-cuda.md",
+    "benchmarks/nuwa-cuda.md",
 )
 
 
@@ -91,6 +92,7 @@ PARTS: dict[str, Callable[[Path], list[Command]]] = {
     "zorro": benchmark("zorro"),
     "late_fusion": benchmark("late_fusion"),
     "reversible": benchmark("reversible"),
+    "nuwa": benchmark("nuwa"),
     "notebooks": notebooks,
 }
 

@@ -6,18 +6,16 @@ weights that ship with `avlib`. A run that has ended is not repeated: a second c
 missing, or what was made with other settings.
 """
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from datetime import date
 from statistics import mean
 from time import perf_counter
 from typing import Any
 
 import torch
-from common import cpu_model, markdown, progress, publish, taken_on
+from common import markdown, publish, taken_on
+from runs import completed
 
 from avlib.checkpoint import save_tensors
 from avlib.course import results
@@ -133,25 +131,6 @@ def result_of(name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def kept() -> list[dict[str, Any]]:
-    """Results of earlier calls that were made with the settings of today."""
-    return [
-        result
-        for result in (results.found() if RESULTS.exists() else [])
-        if result["run"] in RUNS and result["settings"] == RUNS[result["run"]].settings()
-    ]
-
-
-def write(runs: list[dict[str, Any]]) -> None:
-    """The results in one order, whatever order they came in."""
-    order = [*RUNS]
-    runs.sort(key=lambda result: (order.index(result["run"]), result["seed"]))
-    lines = ",\n".join(json.dumps(result) for result in runs)
-    facts = {"date": str(date.today()), "device": cpu_model(), "torch": torch.__version__}
-    text = f'{json.dumps(facts)[:-1]}, "runs": [\n{lines}\n]}}\n'
-    RESULTS.write_text(text, encoding="utf-8")
-
-
 # The table
 
 
@@ -260,30 +239,5 @@ def report(runs: list[dict[str, Any]]) -> Iterator[str]:
     yield text
 
 
-def main() -> None:
-    """Train what is missing, then write everything."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--processes", type=int, default=2, help="trainings at a time, a thread each"
-    )
-    arguments = parser.parse_args()
-    runs = kept()
-    there = {(run["run"], run["seed"]) for run in runs}
-    missing = [
-        (name, seed)
-        for seed in SEEDS
-        for name, run in RUNS.items()
-        if seed in run.seeds and (name, seed) not in there
-    ]
-    with ProcessPoolExecutor(arguments.processes) as pool:
-        futures = [pool.submit(result_of, *which) for which in missing]
-        for future in as_completed(futures):
-            runs.append(future.result())
-            write(runs)
-            wanted = sum(len(run.seeds) for run in RUNS.values())
-            progress(f"{len(runs)} of {wanted}: {future.result()['run']}")
-    publish(report(runs), "training")
-
-
 if __name__ == "__main__":
-    main()
+    publish(report(completed(RUNS, RESULTS, result_of, __doc__)), "training")

@@ -19,6 +19,7 @@ CHAPTERS = {
     "05 mask gallery": "mask_gallery",
     "06 training": "training",
     "07 fusion": "fusion",
+    "08 twin decoder": "twin_decoder",
 }
 
 

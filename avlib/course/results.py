@@ -1,4 +1,4 @@
-"""What was found by `benchmarks/training.py`, and the words for a table of accuracies."""
+"""What was found by the benchmarks that train, and the words for a table of accuracies."""
 
 import json
 from functools import cache
@@ -15,20 +15,21 @@ from avlib.evaluation import Scores
 from avlib.world import FACTORS, HEARD, SEEN, best_accuracy
 
 RESULTS = Path(__file__).with_name("training.json")
+WRITING = Path(__file__).with_name("writing.json")  # of `benchmarks/writing.py`
 READOUTS = ("audio", "video", "fusion")  # in the notebooks; the results have global too
 READS = {"audio": HEARD, "video": SEEN, "fusion": FACTORS, "global": FACTORS}
 SOLVED, MARGIN = 0.97, 0.04  # of 2000 clips, chance seldom moves an accuracy by so much
 
 
 @cache
-def found() -> list[dict[str, Any]]:
-    """The results: one mapping for each training, see `benchmarks/training.py`."""
-    return json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]
+def found(path: Path = RESULTS) -> list[dict[str, Any]]:
+    """The results: one mapping for each training, see `benchmarks/training.py` or `writing.py`."""
+    return json.loads(path.read_text(encoding="utf-8"))["runs"]
 
 
-def of(run: str) -> list[dict[str, Any]]:
+def of(run: str, path: Path = RESULTS) -> list[dict[str, Any]]:
     """The trainings of one name, seed by seed."""
-    return [result for result in found() if result["run"] == run]
+    return [result for result in found(path) if result["run"] == run]
 
 
 def seeds(run: str) -> list[int]:
@@ -36,9 +37,9 @@ def seeds(run: str) -> list[int]:
     return [result["seed"] for result in of(run)]
 
 
-def one(run: str, seed: int) -> dict[str, Any]:
+def one(run: str, seed: int, path: Path = RESULTS) -> dict[str, Any]:
     """The training of one name and seed."""
-    (result,) = (result for result in of(run) if result["seed"] == seed)
+    (result,) = (result for result in of(run, path) if result["seed"] == seed)
     return result
 
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from avlib.course.exercise import Exercise, Mistake
-from avlib.plots import BROWN, COLOURS, HIDDEN, INK, canvas
+from avlib.plots import BROWN, COLOURS, INK, canvas
 
 
 def _count_by_hand(height: int, width: int, patch: int) -> int:
@@ -49,21 +49,21 @@ count_patches = Exercise(
 )
 
 NOTEBOOKS = {
-    # number: (title, tracks it belongs to, place on the map, ready)
-    "01": ("patchify", "both", (1, 0.5), True),
-    "02": ("zorro mask", "masks", (2, 1), True),
-    "05": ("mask gallery", "masks", (3, 1), True),
-    "06": ("training", "masks", (4, 1), True),
-    "07": ("fusion", "masks", (5, 1), True),
-    "03": ("reversible", "memory", (2, 0), True),
-    "04": ("memory", "memory", (3, 0), True),
-    "08": ("generation", "memory", (4, 0), False),
+    # number: (title, tracks it belongs to, place on the map)
+    "01": ("patchify", "both", (1, 0.5)),
+    "02": ("zorro mask", "masks", (2, 1)),
+    "05": ("mask gallery", "masks", (3, 1)),
+    "06": ("training", "masks", (4, 1)),
+    "07": ("fusion", "masks", (5, 1)),
+    "03": ("reversible", "memory", (2, 0)),
+    "04": ("memory", "memory", (3, 0)),
+    "08": ("twin decoder", "memory", (4, 0)),
 }
 TRACKS = {"masks": ["01", "02", "05", "06", "07"], "memory": ["01", "03", "04", "08"]}
 
 
 def draw_map(ax: Axes | None = None) -> Axes:
-    """The two tracks; notebooks still to come are grey."""
+    """The two tracks."""
     ax = canvas(ax, 10, 2.6)
     fills = {"both": COLOURS["fusion"], "masks": COLOURS["video"], "memory": BROWN}
     for stops in TRACKS.values():
@@ -72,15 +72,11 @@ def draw_map(ax: Axes | None = None) -> Axes:
             ax.annotate(
                 "", (x2 - 0.42, y2), (x1 + 0.42, y1), arrowprops={"arrowstyle": "-|>", "color": INK}
             )
-    for number, (title, track, (x, y), ready) in NOTEBOOKS.items():
-        face = fills[track] if ready else HIDDEN
-        ax.add_patch(
-            FancyBboxPatch(
-                (x - 0.38, y - 0.2), 0.76, 0.4, boxstyle="round,pad=0.02", fc=face, ec=INK, lw=0.8
-            )
-        )
-        text = f"{number} {title}" + ("" if ready else "\nto come")
-        ax.text(x, y, text, ha="center", va="center", color="white" if ready else INK, fontsize=10)
+    for number, (title, track, (x, y)) in NOTEBOOKS.items():
+        corner, size = (x - 0.38, y - 0.2), (0.76, 0.4)
+        look = "round,pad=0.02"
+        ax.add_patch(FancyBboxPatch(corner, *size, boxstyle=look, fc=fills[track], ec=INK, lw=0.8))
+        ax.text(x, y, f"{number} {title}", ha="center", va="center", color="white", fontsize=10)
     ax.text(0.05, 1, "masks: who may read whom", va="center", color=fills["masks"], weight="bold")
     ax.text(0.05, 0, "memory: run it backwards", va="center", color=fills["memory"], weight="bold")
     ax.set(xlim=(0, 5.5), ylim=(-0.35, 1.35), xticks=[], yticks=[])

@@ -28,7 +28,7 @@ def canvas(ax: Axes | None, width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
-def ink_on(face: str) -> str:
+def ink_on(face: str | tuple[float, float, float]) -> str:
     """White or dark, whichever reads better on a colour (WCAG's relative luminance)."""
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(face)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
