@@ -73,12 +73,31 @@ class Writing:
         return False
 
     def batch(self, examples: Sequence[Sequence[Tensor]]) -> Codes:
-        """Clips (text, video, audio) side by side."""
+        """Clips (text, video, audio) side by side.
+
+        Raises:
+            TypeError: an example is something else.
+        """
+        for example in examples:
+            if not isinstance(example, tuple | list) or len(example) != 3:
+                raise TypeError(
+                    f"Writing: an example is a {type(example).__name__}, wanted codes (text, "
+                    "video, audio); use TensorDataset(text, video, audio)"
+                )
         text, video, audio = (torch.stack(part) for part in zip(*examples, strict=True))
         return Codes(text, video, audio, torch.zeros(len(text), dtype=torch.bool))
 
     def prepare(self, batch: Codes, plan: Plan, step: int, rank: int) -> Codes:
-        """The clips as they are learned from: some without their text."""
+        """The clips as they are learned from: some without their text.
+
+        Raises:
+            ValueError: the plan has modality dropout.
+        """
+        if plan.modality_dropout:
+            raise ValueError(
+                f"Writing: modality_dropout is {plan.modality_dropout}, and a twin decoder writes "
+                "both modalities; leave it out, text_dropout leaves out the text"
+            )
         draws = torch.rand(plan.batch_size, generator=plan.chance("text", step))
         dropped = draws.chunk(plan.processes)[rank] < self.text_dropout
         return batch._replace(dropped=dropped)
