@@ -22,7 +22,7 @@ def generate(model, text, *args, temperature=0, **settings):
 
 
 @kinds
-@pytest.mark.parametrize("seed", [None, 0, 1], ids=["code by code", "mixed", "mixed otherwise"])
+@pytest.mark.parametrize("seed", [None, 0], ids=["code by code", "mixed"])
 @torch.no_grad()
 def test_a_writer_gives_the_logits_of_the_whole_model(kind, seed):
     model = make_twin(**KINDS[kind])
@@ -61,6 +61,18 @@ def test_whole_frames_at_once_are_the_same_in_float32():
             torch.testing.assert_close(found, logits[:, frame].flatten(1, -2), rtol=0, atol=1e-5)
 
 
+def test_an_exact_model_writes_on_its_grid():
+    model = make_twin(exact=True)
+    means = []
+    for tower in model.ends.values():
+        tower.norm.register_forward_hook(lambda _, inputs, __: means.append(inputs[0]))
+    generate(model, make_clips(model)["text"], guidance=2.0)
+    model.towers.check()
+    assert len(means) == 3 * 7
+    points = 2 ** (model.towers.sequence.grid.BITS + 1)  # means of two of its points
+    assert all(torch.equal(mean * points, (mean * points).round()) for mean in means)
+
+
 def test_each_token_is_computed_once():
     model = make_twin()
     layer = model.towers.sequence.blocks[0][0].fn.attention.to_kv
@@ -73,7 +85,7 @@ def test_each_token_is_computed_once():
 # Clips
 
 
-@kinds
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "runs in both"])
 def test_at_temperature_0_the_likeliest_code_is_written(kind):
     model = make_twin(**KINDS[kind])
     model = model if "exact" in KINDS[kind] else model.double()

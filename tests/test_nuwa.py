@@ -246,7 +246,7 @@ def test_reversible_is_the_same_function_with_the_same_gradients(kind, dropout):
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "dropout"),
-    [(torch.float32, 1e-4, 0.0), (torch.float32, 1e-4, 0.2), (torch.float64, 1e-9, 0.2)],
+    [(torch.float32, 1e-4, 0.0), (torch.float64, 1e-9, 0.2)],
 )
 def test_both_learn_the_same(dtype, tolerance, dropout):
     learned = []
@@ -274,11 +274,9 @@ def step_bytes(depth, **changes):
     return peak_bytes(lambda: model.losses(**clips).total.backward())
 
 
-@pytest.mark.parametrize("kind", ["plain", "exact"])
-def test_memory_does_not_grow_with_depth(kind):
+def test_memory_does_not_grow_with_depth():
     def slope(reversible):
-        changes = {**KINDS[kind], "reversible": reversible}
-        return step_bytes(3, **changes) - step_bytes(1, **changes)
+        return step_bytes(3, reversible=reversible) - step_bytes(1, reversible=reversible)
 
     assert slope(False) > 50_000
     assert slope(True) <= 0.01 * slope(False)
