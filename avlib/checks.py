@@ -1,6 +1,6 @@
 """What the models demand of a batch of clips, each refusal with its remedy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
 from numbers import Integral, Real
 from typing import Any
@@ -13,23 +13,27 @@ from avlib.masks import Visibility
 
 def check_positive(where: str, **sizes: float) -> None:
     """Refuse what is no positive number."""
-    _check_sizes(where, Real, "number", sizes)
-
-
-def check_counts(where: str, **counts: int) -> None:
-    """Refuse what is no positive whole number."""
-    _check_sizes(where, Integral, "whole number", counts)
-
-
-def _check_sizes(where: str, kind: Any, noun: str, sizes: Mapping[str, Any]) -> None:
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, kind) or not size > 0:
-            raise ValueError(f"{where}: {name} is {size!r}; give a positive {noun}")
+        if isinstance(size, bool) or not isinstance(size, Real) or not size > 0:
+            raise ValueError(f"{where}: {name} is {size!r}; give a positive number")
+
+
+def is_whole(number: Any) -> bool:
+    """Whether it is a whole number; True and False are none."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
+def check_counts(where: str, *, least: int = 1, **counts: Any) -> None:
+    """Refuse what is no whole number from `least` on."""
+    wanted = "positive whole number" if least == 1 else f"whole number from {least} on"
+    for name, count in counts.items():
+        if not is_whole(count) or int(count) < least:
+            raise ValueError(f"{where}: {name} is {count!r}; give a {wanted}")
 
 
 def check_number(where: str, what: str, number: Any, count: int) -> None:
     """Refuse a number that counts none of so many things."""
-    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= int(number) < count:
+    if not is_whole(number) or not 0 <= int(number) < count:
         raise ValueError(
             f"{where}: got {what} {number!r}, there are {count}; count from 0 to {count - 1}"
         )
@@ -64,12 +68,6 @@ def check_marks(where: str, count: int, **marks: Tensor) -> None:
                 f"{where}: {name} is {mark.dtype} of shape {tuple(mark.shape)}, wanted booleans of "
                 f"shape ({count},); give True or False for each clip"
             )
-
-
-def check_depth(depth: int) -> None:
-    """Refuse what is no number of layers."""
-    if not isinstance(depth, Integral) or isinstance(depth, bool) or depth < 0:
-        raise ValueError(f"Zorro: depth is {depth!r}; give a whole number of layers, 0 or more")
 
 
 def _check_tensor(where: str, name: str, value: Any) -> None:

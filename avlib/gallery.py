@@ -6,7 +6,6 @@ text `causal(n) & padding(real)`. `tokens` is a number, or names with sizes or g
 
 from functools import reduce
 from math import prod
-from numbers import Integral
 from operator import or_
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from avlib.checks import check_counts
 from avlib.masks import zorro_trunk
 from avlib.named_tokens import Layout, Tokens
 from avlib.token_masks import Mask, as_mask
@@ -65,7 +65,7 @@ def sliding_window(tokens: Layout, before: int, after: int | None = None) -> Mas
         after: how many after it; as many as before by default, 0 in a causal model.
     """
     after = before if after is None else after
-    _check_whole("sliding_window", before=before, after=after)
+    check_counts("sliding_window", least=0, before=before, after=after)
     return Mask(lambda b, h, i, j: (i - j <= before) & (j - i <= after), tokens)
 
 
@@ -84,7 +84,7 @@ def prefix(tokens: Layout, length: int) -> Mask:
         tokens: see the module.
         length: tokens in the prefix.
     """
-    _check_whole("prefix", length=length)
+    check_counts("prefix", least=0, length=length)
     return Mask(lambda b, h, i, j: (j < length) | (j <= i), tokens)
 
 
@@ -102,7 +102,7 @@ def global_tokens(tokens: Layout, count: int) -> Mask:
         tokens: see the module.
         count: how many are global.
     """
-    _check_whole("global_tokens", count=count)
+    check_counts("global_tokens", least=0, count=count)
     return Mask(lambda b, h, i, j: (i < count) | (j < count), tokens)
 
 
@@ -122,7 +122,7 @@ def strided(tokens: Layout, stride: int) -> Mask:
         tokens: see the module.
         stride: from one to the next.
     """
-    _check_whole("strided", least=1, stride=stride)
+    check_counts("strided", stride=stride)
     return Mask(lambda b, h, i, j: (i - j) % stride == 0, tokens)
 
 
@@ -218,7 +218,7 @@ def _near(
     axes = []
     for axis, extent in enumerate(_each("window", window, grid)):
         step = _each("dilation", dilation, grid)[axis]
-        _check_whole("nearby", least=1, dilation=step)
+        check_counts("nearby", dilation=step)
         before, after = _reach(extent, grid[axis])
         axes.append((prod(grid[axis + 1 :]), grid[axis], before * step, after * step, step))
 
@@ -254,7 +254,7 @@ def _reach(extent: Any, size: int) -> tuple[int, int]:
     if odd and odd[0] % 2:
         return odd[0] // 2, odd[0] // 2
     if isinstance(extent, tuple) and len(extent) == 2:
-        _check_whole("nearby", before=extent[0], after=extent[1])
+        check_counts("nearby", least=0, before=extent[0], after=extent[1])
         return int(extent[0]), int(extent[1])
     raise ValueError(
         f"nearby: window {extent!r} is no odd number of tokens, no pair (before, after) and not "
@@ -286,7 +286,7 @@ def frame_chunks(readers: Layout, keys: Layout, *, lag: int = 0, null: bool = Fa
     Raises:
         ValueError: lag is no whole number from 0 on, or null=True and a group has that name.
     """
-    _check_whole("frame_chunks", lag=lag)
+    check_counts("frame_chunks", least=0, lag=lag)
     readers, keys = Tokens.of(readers), Tokens.of(keys)
     read_at, written_at = _frames(readers), _frames(keys)
     if null and "null" in keys.grids:
@@ -345,9 +345,3 @@ def padding(real: Bool[Tensor, "b m"], tokens: Layout | None = None) -> Mask:
     batch, size = real.shape
     by_clip = Mask(lambda b, h, i, j: real.to(j.device)[b, j], size, batch=batch)
     return as_mask(by_clip, tokens)
-
-
-def _check_whole(where: str, *, least: int = 0, **numbers: object) -> None:
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, Integral) or int(number) < least:
-            raise ValueError(f"{where}: {name} is {number!r}; give a whole number from {least} on")

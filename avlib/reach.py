@@ -1,6 +1,5 @@
 """What follows from a mask: what can reach what through many layers, and what it costs."""
 
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avlib.checks import check_counts
+from avlib.checks import check_counts, is_whole
 from avlib.named_tokens import Layout, Tokens
 from avlib.token_masks import counted
 
@@ -113,8 +112,7 @@ class Reach:
         Raises:
             ValueError: layers is no whole number from 0 to 254.
         """
-        whole = isinstance(layers, Integral) and not isinstance(layers, bool)
-        if not whole or not 0 <= int(layers) < self.NEVER:
+        if not is_whole(layers) or not 0 <= int(layers) < self.NEVER:
             raise ValueError(f"Reach: got {layers!r} layers, wanted a whole number from 0 to 254")
         while self._layers < layers and not self.settled:
             held = [np.bitwise_or.reduce(self._held[keys]) for keys in self._reads]

@@ -7,7 +7,6 @@ number is changed and none is dropped, so every `patchify_*` has an exact `unpat
 import math
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avlib.checks import check_counts
+from avlib.checks import check_counts, is_whole
 
 Pair = int | tuple[int, int]
 
@@ -60,7 +59,7 @@ def triple(value: tuple[int, int, int], name: str) -> tuple[int, int, int]:
 
 def whole(values: Sequence[Any]) -> tuple[int, ...]:
     """The values as positive whole numbers, NumPy's too; nothing if one is something else."""
-    good = all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in values)
+    good = all(is_whole(n) and int(n) > 0 for n in values)
     return tuple(int(n) for n in values) if good else ()
 
 

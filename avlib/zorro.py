@@ -18,7 +18,6 @@ from avlib.attention import Attention, KeysValues
 from avlib.checks import (
     check_batch,
     check_counts,
-    check_depth,
     check_indices,
     check_positive,
     check_rules,
@@ -119,7 +118,7 @@ class Zorro(LateFusion):
             num_classes=1 if num_classes is None else num_classes,
         )
         check_positive("Zorro", ff_mult=ff_mult)
-        check_depth(depth)
+        check_counts("Zorro", least=0, depth=depth)
         if isinstance(return_token_types, str | int | Enum):
             return_token_types = (return_token_types,)
         self.return_token_types = tuple(_token_type(kind) for kind in return_token_types)

@@ -241,8 +241,11 @@ TABLE = {
     "half a head": (build(heads=1.5), ["Zorro: heads is 1.5", "positive whole number"]),
     "half a feature": (build(dim_head=2.5), ["Zorro: dim_head is 2.5", "positive whole number"]),
     "no channels": (build(video_channels=0), ["Zorro: video_channels is 0", "positive whole"]),
-    "negative depth": (build(depth=-1), ["Zorro: depth is -1", "0 or more"]),
-    "depth that is not whole": (build(depth=2.0), ["Zorro: depth is 2.0", "0 or more"]),
+    "negative depth": (build(depth=-1), ["Zorro: depth is -1", "whole number from 0 on"]),
+    "depth that is not whole": (
+        build(depth=2.0),
+        ["Zorro: depth is 2.0", "give a whole number from 0 on"],
+    ),
     "no feed-forward": (build(ff_mult=0), ["Zorro: ff_mult is 0", "positive number"]),
     "no heads": (build(heads=0), ["Zorro: heads is 0", "positive"]),
     "heads of no width": (build(dim_head=-4), ["Zorro: dim_head is -4", "positive"]),

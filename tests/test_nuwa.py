@@ -503,7 +503,7 @@ def test_influence_finds_the_order_of_the_frames():
         ({"audio_dilation": ()}, r"audio_dilation is \(\); give one or more"),
         ({"video_dilation": ([1, 2],)}, r"video_dilation is \[1, 2\]; give a list .* of 3 axes"),
         ({"audio_dilation": ([1, 2, 1],)}, r"audio_dilation is \[1, 2, 1\]; .* of 2 axes"),
-        ({"audio_dilation": (0,)}, "nearby: dilation is 0; give a whole number from 1 on"),
+        ({"audio_dilation": (0,)}, "nearby: dilation is 0; give a positive whole number"),
     ],
 )
 def test_models_that_cannot_be_made(no_shape_checks, changes, message):

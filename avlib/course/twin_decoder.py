@@ -615,9 +615,9 @@ def one_block(model: TwinDecoder, kind: str) -> Callable[..., dict[str, Tensor]]
 # What was found by `benchmarks/writing.py`
 
 _SHOWN = {
-    "frames from the first on": ("frames that are right", "video"),
-    "predicted sound on impact": ("sounds on impact", "audio"),
-    "predicted sound elsewhere": ("silence elsewhere", "audio"),
+    "frames from the first on": ("frames,\nfirst one given", "video"),
+    "dubbed sound on impact": ("sounds on impact,\nfilm given", "audio"),
+    "dubbed sound elsewhere": ("silence elsewhere,\nfilm given", "audio"),
 }
 
 
@@ -635,7 +635,8 @@ def draw_shares(runs: Sequence[str]) -> Axes:
         for i, run in enumerate(runs):
             y, value = row + (i - (len(runs) - 1) / 2) * height, found[run][what]
             face = plots.COLOURS[group] if i == 0 else "white"
-            ax.barh(y, value, 0.9 * height, fc=face, ec=plots.COLOURS[group], hatch="//" * i)
+            hatch = ("", "//", "..")[i % 3]
+            ax.barh(y, value, 0.9 * height, fc=face, ec=plots.COLOURS[group], hatch=hatch)
             ax.text(value + 0.01, y, f"{value:.2f}  {run}", va="center", color=plots.INK)
     ax.set_yticks(range(len(_SHOWN)), [name for name, _ in _SHOWN.values()])
     ax.set(xlim=(0, 1.35), ylim=(len(_SHOWN) - 0.5, -0.5), xticks=[0, 0.5, 1], xlabel="share")
