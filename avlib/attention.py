@@ -9,7 +9,6 @@ from functools import reduce
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -263,10 +262,11 @@ class Attention(nn.Module):
 
     def joined(self, heads: Float[Tensor, "*b h n e"]) -> Float[Tensor, "*b n d"]:
         """What all heads have read, as features of a token again."""
-        return self.to_out(rearrange(heads, "... h n e -> ... n (h e)"))
+        return self.to_out(heads.transpose(-3, -2).flatten(-2))
 
     def _split(self, features: Tensor) -> Tensor:
-        return rearrange(features, "... n (h e) -> ... h n e", h=self.heads)
+        # einops would take as long as the smallest operations of a model that writes.
+        return features.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
 
 class FeedForward(nn.Module):

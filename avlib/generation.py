@@ -41,7 +41,7 @@ class Writer:
         context, real = model.text(text)
         if dropped is not None:
             real = real & ~dropped[:, None]
-        self.inputs = {"context": context, "context_mask": real}
+        self.inputs = {"context": context, "context_mask": None if real.all() else real}
 
     def write(
         self, tower: str, tokens: Float[Tensor, "b m d"], frame: int

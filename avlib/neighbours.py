@@ -24,7 +24,7 @@ class Neighbours(nn.Module):
     """Who reads whom in a sequence of frames, made ready for attention. It has no weights.
 
     Args:
-        mask: over one group of (frames, places of a frame); no token reads a later one.
+        mask: over one group of (frames, 1, places of a frame); no token reads a later one.
 
     Attributes:
         places: tokens of a frame; a sequence may have fewer frames than the mask.
@@ -32,7 +32,7 @@ class Neighbours(nn.Module):
 
     def __init__(self, mask: Mask) -> None:
         super().__init__()
-        ((self.frames, self.places),) = mask.readers.grids.values()
+        ((self.frames, _, self.places),) = mask.readers.grids.values()
         with _disable_current_modes():  # `predict` makes models of fake tensors, with no numbers
             self._make(mask)
 
@@ -91,7 +91,7 @@ class _Runs(nn.Module):
 
     def __init__(self, mask: Mask, length: int, places: Iterable[int]) -> None:
         super().__init__()
-        ((frames, count),) = mask.readers.grids.values()
+        ((frames, _, count),) = mask.readers.grids.values()
         self.listed = list(places)
         self.runs = -(-len(self.listed) // length)
         length = -(-len(self.listed) // self.runs)

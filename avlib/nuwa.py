@@ -183,8 +183,8 @@ class TwinDecoder(nn.Module):
                 for dilation in self._dilations[name]
             ]
             if self._crossed:
-                keys = {OTHER[name]: (self.max_frames, self.ends[OTHER[name]].places)}
-                readers = {name: (self.max_frames, end.places)}
+                keys = {OTHER[name]: (self.max_frames, 1, self.ends[OTHER[name]].places)}
+                readers = {name: (self.max_frames, 1, end.places)}
                 masks[name, OTHER[name]] = [frame_chunks(readers, keys, lag=LAG[name], null=True)]
         return masks
 

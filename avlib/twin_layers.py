@@ -14,10 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from avlib.attention import Attention, FeedForward, KeysValues
-from avlib.masks import Visibility
 from avlib.neighbours import Neighbours
-
-_READS_TEXT = Visibility({"tower": ["text"]}, ["text"])
 
 
 class Cache:
@@ -25,6 +22,7 @@ class Cache:
 
     def __init__(self) -> None:
         self._kept: dict[nn.Module, tuple[Tensor, Tensor, int]] = {}
+        self._read: dict[Neighbours, tuple[int, Tensor]] = {}
 
     def __contains__(self, module: nn.Module) -> bool:
         return module in self._kept
@@ -44,6 +42,12 @@ class Cache:
                 buffers[i][..., :start, :] = buffer[..., :start, :]
             buffers[i][..., start:end, :] = part
         self._kept[module] = (buffers[0], buffers[1], end)
+
+    def read_by(self, neighbours: Neighbours, token: int) -> Tensor:
+        """`Neighbours.read_by`, which layers that share it ask one after another."""
+        if neighbours not in self._read or self._read[neighbours][0] != token:
+            self._read[neighbours] = token, neighbours.read_by(token)
+        return self._read[neighbours][1]
 
     def __getitem__(self, module: nn.Module) -> KeysValues:
         key, value, end = self._kept[module]
@@ -101,22 +105,24 @@ class NearbyAttention(_Reader):
 
     def forward(self, stream: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """What each token has read; n is some whole frames."""
-        key, value = self.attention.keys_values(self.attention.norm(stream))
-        return self._out(self.neighbours(self._query(stream), key, value, self._dropout))
+        normed = self.attention.norm(stream)
+        query, (key, value) = self.attention.queries(normed), self.attention.keys_values(normed)
+        return self._out(self.neighbours(query, key, value, self._dropout))
 
     def step(self, cache: Cache, stream: Float[Tensor, "b m d"], **_: Any) -> Tensor:
         """What the next m tokens have read."""
-        first = cache.size(self)
-        cache.add(self, self.attention.keys_values(self.attention.norm(stream)))
+        first, normed = cache.size(self), self.attention.norm(stream)
+        cache.add(self, self.attention.keys_values(normed))
         key, value = cache[self]
-        read = [self.neighbours.read_by(first + i) for i in range(stream.shape[1])]
+        read = [cache.read_by(self.neighbours, first + i) for i in range(stream.shape[1])]
         if len(read) == 1:
             key, value, seen = key[..., read[0], :], value[..., read[0], :], None
         else:
             seen = torch.zeros(len(read), key.shape[-2], dtype=torch.bool, device=key.device)
             for row, keys in zip(seen, read, strict=True):
                 row[keys] = True
-        return self._out(F.scaled_dot_product_attention(self._query(stream), key, value, seen))
+        query = self.attention.queries(normed)
+        return self._out(F.scaled_dot_product_attention(query, key, value, seen))
 
 
 class TextAttention(_Reader):
@@ -129,7 +135,6 @@ class TextAttention(_Reader):
         context: Float[Tensor, "b words d"],
         context_mask: Bool[Tensor, "b words"] | None = None,
         mask: None = None,
-        kept: KeysValues | None = None,
     ) -> Float[Tensor, "b n d"]:
         """What each token has read.
 
@@ -138,12 +143,8 @@ class TextAttention(_Reader):
             context: the encoded text.
             context_mask: True marks a real word.
             mask: the tower's own; a reversible block passes it, and it is not used.
-            kept: keys and values of the text, if they were made before.
         """
-        kept = self.attention.keys_values(context) if kept is None else kept
-        masks = None if context_mask is None else {"text": context_mask}
-        read = self.attention({"tower": stream}, _READS_TEXT, kept={"text": kept}, key_masks=masks)
-        return self.out_norm(read["tower"])
+        return self._read(stream, self.attention.keys_values(context), context_mask)
 
     def step(
         self,
@@ -151,13 +152,18 @@ class TextAttention(_Reader):
         stream: Float[Tensor, "b m d"],
         *,
         context: Float[Tensor, "b words d"],
-        context_mask: Bool[Tensor, "b words"],
+        context_mask: Bool[Tensor, "b words"] | None,
         **_: Any,
     ) -> Tensor:
         """What the next m tokens have read."""
         if self not in cache:
             cache.add(self, self.attention.keys_values(context))
-        return self(stream, context=context, context_mask=context_mask, kept=cache[self])
+        return self._read(stream, cache[self], context_mask)
+
+    def _read(self, stream: Tensor, text: KeysValues, real: Tensor | None) -> Tensor:
+        seen = None if real is None else real[:, None, None]
+        query = self._query(stream)
+        return self._out(F.scaled_dot_product_attention(query, *text, seen, self._dropout))
 
 
 class OtherTowerAttention(_Reader):

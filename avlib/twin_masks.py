@@ -50,7 +50,7 @@ def nearby_in_tower(
             `gallery.nearby`. `nuwa-pytorch` 0.7.8 has [(k - 1, 0)] * 3 for kernels of k.
 
     Returns:
-        A mask over {name: (frames, 1 + tokens of a frame)}.
+        A mask over {name: (frames, 1, 1 + tokens of a frame)}.
     """
     check_counts("nearby_in_tower", frames=frames)
     steps, rows, columns = grid
@@ -74,4 +74,4 @@ def nearby_in_tower(
         frame, token = index // (1 + count), index % (1 + count) - 1
         return frame * count + token, frame, token < 0
 
-    return Mask(mask_mod, Tokens({name: (frames, 1 + count)}))
+    return Mask(mask_mod, Tokens({name: (frames, 1, 1 + count)}))

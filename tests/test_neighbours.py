@@ -49,7 +49,7 @@ def drawn(size, *, heads=2, dim=4, dtype=torch.float64):
 
 def test_it_is_attention_under_the_dense_mask_at_every_length(case):
     mask, made = case
-    ((frames, places),) = mask.readers.grids.values()
+    ((frames, _, places),) = mask.readers.grids.values()
     for length in sorted({1, 2, frames - 1, frames}):
         size = length * places
         inputs = drawn(size)

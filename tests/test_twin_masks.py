@@ -17,7 +17,7 @@ steps = st.integers(1, 3)
 
 def contents(mask):
     """Which codes each code reads, the start tokens left out."""
-    ((frames, places),) = mask.readers.grids.values()
+    ((frames, _, places),) = mask.readers.grids.values()
     dense = mask.dense().view(frames, places, frames, places)
     return dense[:, 1:, :, 1:].flatten(2).flatten(0, 1)
 
@@ -121,7 +121,7 @@ def test_frames_that_are_none_are_refused(no_shape_checks, frames):
     [
         ([3, 3], 1, r"window is \[3, 3\] and a grid is \(2, 2, 2\); give one for each axis"),
         ([3, 2, 3], 1, "window 2 is no odd number of tokens"),
-        ([3, 3, 3], 0, "dilation is 0; give a whole number from 1 on"),
+        ([3, 3, 3], 0, "dilation is 0; give a positive whole number"),
         ([3, 3, 3], [1, 2], r"dilation is \[1, 2\] and a grid is \(2, 2, 2\)"),
     ],
 )

@@ -212,7 +212,7 @@ def difference(answer: Any, wanted: Any, names: Sequence[str] = ()) -> str | Non
             return f"holds {answer.dtype}, wanted {wanted.dtype}"
         if answer.requires_grad and not wanted.requires_grad:
             return "still holds on to the graph that it was computed in; use .detach()"
-        apart = ~torch.isclose(answer.cpu().double(), wanted.double(), atol=1e-5)
+        apart = ~torch.isclose(answer.cpu().double(), wanted.double(), atol=1e-5, equal_nan=True)
         if apart.any():
             place = tuple(apart.nonzero()[0].tolist())
             got, right = answer[place].item(), wanted[place].item()
@@ -331,5 +331,7 @@ def _shown(value: Any) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
     if value.numel() > 36 or (value.is_floating_point() and (value != value.round()).any()):
+        if value.ndim == 1 and value.numel() <= 6:
+            return str([float(f"{number:.3g}") for number in value.tolist()])
         return f"<tensor {tuple(value.shape)}>"
     return str((value.int() if value.dtype == torch.bool else value).tolist())

@@ -1,7 +1,8 @@
 """Notebook 08: the exercises, and pictures of what a twin decoder writes and reads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
+from operator import index
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -50,6 +51,12 @@ def _both(rule: Any) -> Any:
     return answer
 
 
+def _by_numbers(frames: int, film: int, sound: int, frame_of: Any) -> tuple[Tensor, Tensor]:
+    """A wrong answer, from a rule that gives a token's number a frame."""
+    film_at, sound_at = (frame_of(torch.arange(frames * count)) for count in (film, sound))
+    return film_at <= sound_at[:, None], sound_at < film_at[:, None]
+
+
 who_reads_whom = Exercise(
     chapter="twin_decoder",
     name="who_reads_whom",
@@ -94,6 +101,15 @@ who_reads_whom = Exercise(
             ),
             "it compares numbers of tokens. Film and sound have different numbers of tokens in a "
             "frame: compare frames.",
+        ),
+        "remainder": Mistake(
+            lambda frames, film, sound: _by_numbers(frames, film, sound, lambda i: i % frames),
+            "it counts frames by a remainder. Tokens are counted frame by frame: token i of the "
+            "film is in frame i // film.",
+        ),
+        "divided by frames": Mistake(
+            lambda frames, film, sound: _by_numbers(frames, film, sound, lambda i: i // frames),
+            "it divides by the number of frames. Token i of the film is in frame i // film.",
         ),
         "future": Mistake(
             _both(lambda i, j, lag: j >= i + lag),
@@ -193,6 +209,14 @@ tempered = Exercise(
             lambda x, t, k: (x / t).masked_fill(~_kept(-x, k), -torch.inf).softmax(0),
             "it keeps the least likely codes.",
         ),
+        "the first": Mistake(
+            lambda x, t, k: (x / t).masked_fill(torch.arange(len(x)) >= k, -torch.inf).softmax(0),
+            "it keeps the first codes of the list. Keep those with the largest logits.",
+        ),
+        "one too few": Mistake(
+            lambda x, t, k: (x / t).masked_fill(x <= x.sort().values[-k], -torch.inf).softmax(0),
+            "it keeps one code too few: the last of the top_k may be drawn too.",
+        ),
         "logits": Mistake(
             lambda x, t, k: (x / t).masked_fill(~_kept(x, k), -torch.inf),
             "it returns logits. Probabilities come out of the softmax.",
@@ -230,6 +254,17 @@ def _share(right: Tensor) -> float:
     return float(right.float().mean())
 
 
+_WRITTEN = (
+    "it looks at frames in which something was written. Who writes one sound, and that one right, "
+    "would have full marks."
+)
+
+
+def _of_written(written: Tensor, wanted: Tensor, nothing: float = float("nan")) -> float:
+    hit = written != 0
+    return _share(written[hit] == wanted[hit]) if hit.any() else nothing
+
+
 impact_score = Exercise(
     chapter="twin_decoder",
     name="impact_score",
@@ -247,13 +282,8 @@ impact_score = Exercise(
             lambda written, wanted: _share(written == wanted),
             "it counts silent frames too. There are many, so eternal silence would score well.",
         ),
-        "written hits": Mistake(
-            lambda written, wanted: (
-                _share(written[written != 0] == wanted[written != 0]) if written.any() else 0.0
-            ),
-            "it looks at frames in which something was written. Who writes one sound, and that one "
-            "right, would have full marks.",
-        ),
+        "written hits": Mistake(_of_written, _WRITTEN),
+        "written hits, or 0": Mistake(partial(_of_written, nothing=0.0), _WRITTEN),
         "any sound": Mistake(
             lambda written, wanted: _share(written[wanted != 0] != 0),
             "any sound will do for it. The sound must be the right one.",
@@ -280,7 +310,7 @@ impact_score = Exercise(
 # 4. Dub a silent film
 
 
-def _dub_by_rule(film: Tensor, moves: tuple[int, int]) -> Tensor:
+def _dub_by_rule(film: Tensor, moves: tuple[int, int]) -> tuple[int, ...]:
     sounds = []
     for frame, picture in enumerate(film.tolist()):
         ((row, column, code),) = (
@@ -292,17 +322,17 @@ def _dub_by_rule(film: Tensor, moves: tuple[int, int]) -> Tensor:
             towards = move < 0 if place == 0 else move > 0
             hit = hit or (at_wall and move != 0 and (frame > 0 or towards))
         sounds.append(code if hit else 0)
-    return torch.tensor(sounds)
+    return tuple(sounds)
 
 
 def _dubbed(rule: Any) -> Any:
     """A wrong answer, from a rule for (frame, row, column, code, moves)."""
 
-    def answer(film: Tensor, moves: tuple[int, int]) -> Tensor:
+    def answer(film: Tensor, moves: tuple[int, int]) -> tuple[int, ...]:
         places = [(picture != 0).nonzero()[0].tolist() for picture in film]
         codes = [int(picture.max()) for picture in film]
         frames = enumerate(zip(places, codes, strict=True))
-        return torch.tensor([rule(frame, *place, code, moves) for frame, (place, code) in frames])
+        return tuple(rule(frame, *place, code, moves) for frame, (place, code) in frames)
 
     return answer
 
@@ -326,8 +356,19 @@ def _films() -> list[tuple[Tensor, tuple[int, int]]]:
     return cases
 
 
-def _late(film: Tensor, moves: tuple[int, int]) -> Tensor:
-    return torch.cat([torch.zeros(1, dtype=torch.long), _dub_by_rule(film, moves)[:-1]])
+def _ahead(turned: Any) -> Any:
+    """A wrong answer: a hit is where the next step would leave; `turned` says how it goes on."""
+
+    def answer(film: Tensor, moves: tuple[int, int]) -> tuple[int, ...]:
+        sounds = []
+        for picture in film:
+            places = picture.nonzero()[0].tolist()
+            out = [not 0 <= p + m < bounce.SIZE for p, m in zip(places, moves, strict=True)]
+            sounds.append(int(picture.max()) * any(out))
+            moves = turned(moves, out)
+        return tuple(sounds)
+
+    return answer
 
 
 dub = Exercise(
@@ -360,11 +401,23 @@ dub = Exercise(
             "towards.",
         ),
         "one sound": Mistake(
-            lambda film, moves: (_dub_by_rule(film, moves) != 0).long(),
+            lambda film, moves: tuple(int(code != 0) for code in _dub_by_rule(film, moves)),
             "each hit has the same sound. A hit has the code of the square's colour.",
         ),
+        "never turns": Mistake(
+            _ahead(lambda moves, out: moves),
+            "its square never turns around. After a hit it moves the other way.",
+        ),
+        "turns both ways": Mistake(
+            _ahead(lambda moves, out: tuple(-m for m in moves) if any(out) else moves),
+            "at one wall it turns both ways. Only the direction towards that wall turns.",
+        ),
+        "exchanged": Mistake(
+            lambda film, moves: _dub_by_rule(film, moves[::-1]),
+            "rows and columns are exchanged: moves[0] is along rows, so it is up or down.",
+        ),
         "late": Mistake(
-            _late,
+            lambda film, moves: (0, *_dub_by_rule(film, moves)[:-1]),
             "its sounds come a frame late: the hit is in the frame that shows the square at the "
             "wall.",
         ),
@@ -377,8 +430,8 @@ dub = Exercise(
             ),
             "it looks at the upper and the lower wall alone. There are two more.",
         ),
-        "inner edge": Mistake(
-            lambda film, moves: torch.zeros(len(film), dtype=torch.long),
+        "silent": Mistake(
+            lambda film, moves: (0,) * len(film),
             "it is always silent. Most films have an impact.",
         ),
     },
@@ -434,9 +487,10 @@ def _silences(answer: Any) -> str | None:
     listed = answer.tolist() if hasattr(answer, "tolist") else answer
     if not isinstance(listed, tuple | list) or len(listed) != 4:
         return f"it returns {answer!r:.80}. Wanted four numbers: frame, row, column, code."
-    if not all(isinstance(n, int) and not isinstance(n, bool) for n in listed):
+    try:
+        frame, row, column, code = map(index, listed)  # NumPy's and tensors' numbers too
+    except TypeError:
         return f"it returns {answer!r:.80}. Wanted four whole numbers: frame, row, column, code."
-    frame, row, column, code = listed
     for name, number, count in (
         ("frame", frame, bounce.FRAMES),
         ("row", row, bounce.SIZE),
@@ -455,7 +509,7 @@ def _silences(answer: Any) -> str | None:
     found = float(every_change()[frame, row, column, code])
     if found < QUIET:
         more = (
-            "From the other frames the model still expects the square at the wall."
+            f"The sound of frame {IMPACT} does not hang on that token."
             if frame < IMPACT
             else "Does the square still stand at the wall?"
         )
@@ -466,11 +520,11 @@ def _silences(answer: Any) -> str | None:
 silence_it = Exercise(
     chapter="twin_decoder",
     name="silence_it",
-    minutes=8,
-    difficulty=2,
+    minutes=4,
+    difficulty=1,
     hints=(
-        "There is a sound because something stands at the wall. Which token says so? Look at the "
-        "picture of all changes.",
+        "There is a sound because something stands at the wall. Which token says so? Look at frame "
+        "2 in the picture of the clip.",
         "Let twin_decoder.every_change() tell: which entry is above 0.9? (changes > 0.9).nonzero() "
         "lists frame, row, column and code.",
     ),
@@ -478,7 +532,7 @@ silence_it = Exercise(
     mistakes={
         "the future": Mistake(lambda: (IMPACT + 1, 1, 1, 0), "never reads it"),
         "nothing": Mistake(lambda: (IMPACT, 0, 1, 1), "is 1 already"),
-        "the frame before": Mistake(lambda: (IMPACT - 1, 1, 2, 0), "still expects the square"),
+        "the frame before": Mistake(lambda: (IMPACT - 1, 1, 2, 0), "does not hang on that token"),
         "another place": Mistake(lambda: (IMPACT, 3, 3, 0), "is 0 already"),
         "another colour": Mistake(lambda: (IMPACT, 0, 1, 3), "still stand at the wall"),
         "row and column": Mistake(lambda: (IMPACT, 1, 0, 2), "still stand at the wall"),
@@ -498,8 +552,8 @@ class Watch:
 
     Args:
         model: the one that is trained.
-        text: a sentence. It is written about, by the likeliest codes, after the first frame of a
-            true clip.
+        text: a sentence. It is written about, with the same chance each time, after the first
+            frame of a true clip.
         first: where the square is in that frame.
         every: steps from one picture to the next.
 
@@ -522,7 +576,10 @@ class Watch:
 
     def _stage(self, done: int) -> Figure:
         video, audio = self.model.generate(
-            self.text, video=self.video[:, :1], temperature=0, progress=False
+            self.text,
+            video=self.video[:, :1],
+            generator=torch.Generator().manual_seed(0),
+            progress=False,
         )
         self.stages[done] = video[0], audio[0]
         return self.draw([done])
@@ -563,7 +620,7 @@ def whole_mask(model: TwinDecoder, words: int) -> Mask:
         torch.cat([text.new_ones(len(video), words), video, film_reads], 1),
         torch.cat([text.new_ones(len(audio), words), sound_reads, audio], 1),
     ]
-    ends = {name: (model.max_frames, end.places) for name, end in model.ends.items()}
+    ends = {name: (model.max_frames, 1, end.places) for name, end in model.ends.items()}
     return as_mask(torch.cat(rows), {"text": words, **ends})
 
 
