@@ -81,8 +81,13 @@ def encode(texts: str | Sequence[str]) -> Int[Tensor, "b words"]:
 
 
 def decode(text: Int[Tensor, " words"]) -> str:
-    """The sentence of such numbers."""
-    return " ".join(WORDS[code] for code in text.tolist() if code)
+    """The sentence of such numbers.
+
+    Raises:
+        TypeError, ValueError: they are no codes of one sentence.
+    """
+    codes = check_codes("text", text, ("words",), len(WORDS), where="decode", empty=True)
+    return " ".join(WORDS[code] for code in codes.tolist() if code)
 
 
 def clips(
@@ -188,6 +193,10 @@ def render(video: Int[Tensor, "t y x"], audio: Int[Tensor, "t 1"], scale: int = 
 def waveform(audio: Int[Tensor, "t 1"]) -> Float[Tensor, " samples"]:
     """Codes of sounds as a waveform in [-1, 1] at 8 kHz, an eighth of a second for each frame."""
     audio = check_codes("audio", audio, ("frames", "1"), CODES, where="render").cpu()
+    if audio.shape[1] != 1:
+        raise ValueError(
+            f"render: audio has {audio.shape[1]} codes for each frame, wanted one; use audio[:, :1]"
+        )
     time = torch.arange(SAMPLE_RATE // FPS) / SAMPLE_RATE
     notes = (tau * torch.tensor([0.0, *PITCHES])[:, None] * time).sin() * (-30 * time).exp() * 0.6
     return notes[audio[:, 0]].flatten()

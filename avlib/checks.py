@@ -151,9 +151,10 @@ def check_codes(
     codes = codes.long()
     wrong = (codes < 0) | (codes >= count)
     if wrong.any():
+        more = ", or make the model with more" if where == "TwinDecoder" else ""
         raise ValueError(
             f"{where}: {name} has the code {int(codes[wrong][0])}, there are {count}, counted from "
-            f"0; give codes from 0 to {count - 1}, or make the model with more"
+            f"0; give codes from 0 to {count - 1}{more}"
         )
     return codes
 

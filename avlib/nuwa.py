@@ -34,7 +34,7 @@ from avlib.twin_layers import (
     OtherTowerAttention,
     TextAttention,
 )
-from avlib.twin_masks import nearby_in_tower
+from avlib.twin_masks import for_axes, in_turn, nearby_in_tower
 from avlib.twin_streams import TextEncoder, Tower
 
 AXES = {"video": ("batch", "frames", "rows", "columns"), "audio": ("batch", "frames", "codes")}
@@ -135,12 +135,12 @@ class TwinDecoder(nn.Module):
 
         self._crossed = cross_every is not None
         self._windows = {
-            "video": _for_axes("video_window", video_window, 3),
-            "audio": [*_for_axes("audio_window", audio_window, 2), 1],
+            "video": for_axes("video_window", video_window, 3),
+            "audio": [*for_axes("audio_window", audio_window, 2), 1],
         }
         self._dilations = {
-            "video": _in_turn("video_dilation", video_dilation, 3),
-            "audio": _in_turn("audio_dilation", audio_dilation, 2),
+            "video": in_turn("video_dilation", video_dilation, 3),
+            "audio": in_turn("audio_dilation", audio_dilation, 2),
         }
         ends, masks = self.ends, self.masks
         near = {name: [Neighbours(mask) for mask in masks[name, name]] for name in ends}
@@ -374,25 +374,3 @@ def clip_losses(
         loss = F.cross_entropy(scores.mT, wanted.flatten(1).long(), reduction="none")
         each.append(loss.mean(1))
     return torch.stack(each, 1)
-
-
-def _for_axes(name: str, given: Sequence[Any], axes: int) -> list[Any]:
-    """What is given for each axis; refuse another number of them."""
-    if not isinstance(given, tuple | list) or len(given) != axes:
-        raise ValueError(
-            f"TwinDecoder: {name} is {given!r}; give a list with one for each of {axes} axes"
-        )
-    return [*given]
-
-
-def _in_turn(name: str, dilations: Sequence[int | list[int]], axes: int) -> list[Any]:
-    """The dilations that layers take in turn, for the three axes of a grid."""
-    if not isinstance(dilations, tuple | list) or not dilations:
-        raise ValueError(
-            f"TwinDecoder: {name} is {dilations!r}; give one or more, which layers take in turn, "
-            "such as (1, 2)"
-        )
-    return [
-        _for_axes(name, each, axes) + [1] * (3 - axes) if isinstance(each, list) else each
-        for each in dilations
-    ]

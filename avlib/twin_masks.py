@@ -6,6 +6,9 @@ frame is predicted from it. So each place in the sequence belongs to one frame, 
 or predicts, and "sound of frame t reads film up to frame t" needs no shift.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -75,3 +78,25 @@ def nearby_in_tower(
         return frame * count + token, frame, token < 0
 
     return Mask(mask_mod, Tokens({name: (frames, 1, 1 + count)}))
+
+
+def for_axes(name: str, given: Sequence[Any], axes: int) -> list[Any]:
+    """What is given for each axis; refuse another number of them."""
+    if not isinstance(given, tuple | list) or len(given) != axes:
+        raise ValueError(
+            f"TwinDecoder: {name} is {given!r}; give a list with one for each of {axes} axes"
+        )
+    return [*given]
+
+
+def in_turn(name: str, dilations: Sequence[int | list[int]], axes: int) -> list[Any]:
+    """The dilations that layers take in turn, for the three axes of a grid."""
+    if not isinstance(dilations, tuple | list) or not dilations:
+        raise ValueError(
+            f"TwinDecoder: {name} is {dilations!r}; give one or more, which layers take in turn, "
+            "such as (1, 2)"
+        )
+    return [
+        for_axes(name, each, axes) + [1] * (3 - axes) if isinstance(each, list) else each
+        for each in dilations
+    ]

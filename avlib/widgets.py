@@ -153,7 +153,7 @@ class LivePicture(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**kwargs)
-        page = _stacked([self._image.value], self._said)
+        page = _stacked([bytes(self._image.value)], self._said)
         return {**bundle, "image/png": page, "text/plain": self._said}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from avlib import explore, plots, widgets
 from avlib.memory import KINDS, MemoryUse
-from avlib.widgets import KEPT, PictureSliders
+from avlib.widgets import KEPT, LivePicture, PictureSliders
 
 mpl.use("agg")
 
@@ -199,3 +199,17 @@ def test_one_slider_has_a_button_to_let_it_run():
 def test_a_start_beside_the_sliders_is_refused(start, message):
     with pytest.raises(ValueError, match=message):
         PictureSliders({"x": range(3), "y": ["a", "b"]}, lambda x, y: (png("red"), ""), start)
+
+
+def test_a_live_picture_is_exchanged_with_its_sentence():
+    picture = LivePicture(plt.figure(), "before")
+    first = picture._image.value
+    figure = plt.figure()
+    figure.text(0.5, 0.5, "other")
+    picture.show(figure, "after <b>")
+    assert picture._image.value != first
+    assert "after &lt;b&gt;" in picture._sentence.value
+    bundle = picture._repr_mimebundle_()
+    assert bundle["text/plain"] == "after <b>"
+    assert bundle["image/png"].startswith(b"\x89PNG")
+    assert not plt.get_fignums()  # nothing is left open

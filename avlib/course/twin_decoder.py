@@ -441,7 +441,7 @@ dub = Exercise(
 # 5. Find the token that silences the sound
 
 SENTENCE, FIRST, IMPACT = "a red square moves up and left", 11, 2  # the scene, and its frame
-LOUD, QUIET = 0.1, 0.9  # silence has less, or more, probability
+QUIET = 0.9  # so likely silence must be
 
 
 @cache
