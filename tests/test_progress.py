@@ -85,5 +85,5 @@ def test_the_picture_counts_and_marks(file):
     ax = chapters.draw_progress()
     words = [text.get_text() for text in ax.texts]
     assert words.count("✓") == words.count("~") == 1
-    assert ax.get_title().startswith("1 of 37")
+    assert ax.get_title().startswith("1 of 42")
     assert words.index("✓") < words.index("~")

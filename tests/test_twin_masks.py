@@ -63,7 +63,7 @@ def test_every_row_is_what_a_slow_loop_finds(data):
 
     expected = [[reads(i, j) for j in range(len(tokens))] for i in range(len(tokens))]
     assert mask.dense().tolist() == expected
-    assert mask.readers.grids == {"film": (frames, len(tokens) // frames)}
+    assert mask.readers.grids == {"film": (frames, 1, len(tokens) // frames)}
 
 
 @given(data=st.data())

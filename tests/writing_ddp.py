@@ -12,8 +12,9 @@ from test_writing import CLIPS, SHORT, TASK, world_twin
 from avlib import train
 from avlib.checkpoint import save_tensors
 
-torch.set_num_threads(1)
-model = world_twin().double()
-train(model, CLIPS, TASK, **SHORT)
-if os.environ["RANK"] == "0":
-    save_tensors(sys.argv[1], model.state_dict(), {})
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    model = world_twin().double()
+    train(model, CLIPS, TASK, **SHORT)
+    if os.environ["RANK"] == "0":
+        save_tensors(sys.argv[1], model.state_dict(), {})
