@@ -88,16 +88,11 @@ def write_clips(
     }
     total = frames * sum(tower.places - 1 for tower in towers.values())
 
-    def embedded(name: str, frame: int, places: slice, codes: Tensor) -> Tensor:
-        tokens = towers[name].embedding(codes) + where[name][frame, 1:][places]
-        return tokens.repeat(versions, 1, 1)
-
     def take(name: str, frame: int, codes: Tensor) -> None:
         """Write a frame that is known."""
         written[name][:, frame] = codes
-        start = where[name][frame, :1].expand(versions * batch, -1, -1)
-        tokens = embedded(name, frame, slice(None), codes)
-        writer.write(name, torch.cat([start, tokens], 1), frame)
+        tokens = towers[name].placed(codes[:, None], where[name][frame : frame + 1])
+        writer.write(name, tokens.repeat(versions, 1, 1), frame)
 
     def draw(name: str, frame: int) -> None:
         """Write a frame code by code."""
@@ -108,7 +103,8 @@ def write_clips(
             logits = torch.lerp(scores[-1], scores[0], guidance)
             code = pick(logits, temperature, top_k, generator)
             written[name][:, frame, place] = code
-            token = embedded(name, frame, slice(place, place + 1), code[:, None])
+            token = towers[name].embedding(code) + where[name][frame, 1 + place]
+            token = token.repeat(versions, 1)[:, None]
         writer.write(name, token, frame)  # the last one, for those that read it
 
     with tqdm(total=total, unit="token", disable=not progress) as bar:

@@ -207,16 +207,17 @@ class TwinDecoder(nn.Module):
         Raises:
             TypeError, ValueError: shapes, codes or frames that do not fit the model or each other.
         """
-        video, audio = self._codes("video", video, text), self._codes("audio", audio, text)
+        context, real = self.text(text)
+        texts = len(real)
+        video, audio = self._codes("video", video, texts), self._codes("audio", audio, texts)
         frames = video.shape[1]
         if audio.shape[1] != frames:
             raise ValueError(
                 f"TwinDecoder: video has {frames} frames, audio sound for {audio.shape[1]}; give "
                 "sound for each frame"
             )
-        context, real = self.text(text)
         if dropped is not None:
-            check_marks("TwinDecoder", len(text), dropped=dropped)
+            check_marks("TwinDecoder", texts, dropped=dropped)
             real = real & ~dropped[:, None]
         streams = self.video(video.flatten(2)), self.audio(audio)
         out = self.towers(*streams, context=context, context_mask=real, reverse=self.reversible)
@@ -311,7 +312,7 @@ class TwinDecoder(nn.Module):
         check_between(where, 0, inf, temperature=temperature, guidance=guidance)
         check_generator(where, generator)
         given = {
-            name: self._codes(name, codes, text).flatten(2)
+            name: self._codes(name, codes, len(text)).flatten(2)
             for name, codes in (("video", video), ("audio", audio))
             if codes is not None
         }
@@ -344,9 +345,8 @@ class TwinDecoder(nn.Module):
                 module.training = True
         return written["video"].unflatten(2, self.video.grid[1:]), written["audio"]
 
-    def _codes(self, name: str, codes: Tensor, text: Tensor) -> Int[Tensor, "b t *n"]:
-        """Codes of one modality; refuse those that do not fit the model or the text."""
-        texts = len(self.text.checked(text))
+    def _codes(self, name: str, codes: Tensor, texts: int) -> Int[Tensor, "b t *n"]:
+        """Codes of one modality; refuse those that do not fit the model or so many texts."""
         tower = self.ends[name]
         codes = check_codes(name, codes, AXES[name], tower.codes)
         grid = tower.grid[1:] if name == "video" else (tower.places - 1,)

@@ -7,6 +7,8 @@ from numbers import Integral, Real
 from zlib import crc32
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from avlib.checks import check_counts, check_positive
 from avlib.examples import Batch
@@ -45,6 +47,11 @@ class Plan:
         """A source of chance for one purpose and one step or epoch, the same in every process."""
         return torch.Generator().manual_seed(crc32(f"{self.seed} {purpose} {number}".encode()))
 
+    def draws(self, purpose: str, step: int, rank: int) -> Float[Tensor, " b"]:
+        """A random number in [0, 1) for each clip that a process takes in a step."""
+        whole = torch.rand(self.batch_size, generator=self.chance(purpose, step))
+        return whole.chunk(self.processes)[rank]
+
     def order(self, clips: int, start: int, rank: int) -> Iterator[list[int]]:
         """Which clips a process takes in each step: shuffled epochs one after another."""
         share = self.batch_size // self.processes
@@ -63,8 +70,7 @@ class Plan:
         """Leave sound or pictures out of some clips."""
         if not self.modality_dropout:
             return batch
-        draw = torch.rand(self.batch_size, generator=self.chance("modalities", step))
-        draw = draw.chunk(self.processes)[rank]
+        draw = self.draws("modalities", step, rank)
         silent, blind = draw < self.modality_dropout / 2, draw > 1 - self.modality_dropout / 2
         return batch.dropping({"audio": silent, "video": blind})
 

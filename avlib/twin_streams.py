@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from avlib.checks import check_codes, check_counts
+from avlib.checks import check_codes
 from avlib.layer import Layer
 from avlib.masks import Visibility
 from avlib.tokens import FactorisedPositions
@@ -90,7 +90,6 @@ class Tower(nn.Module):
         self, name: str, codes: int, grid: tuple[int, int, int], frames: int, dim: int
     ) -> None:
         super().__init__()
-        check_counts("TwinDecoder", **{f"{name}_codes": codes})
         self.name, self.codes, self.grid = name, codes, grid
         self.places = 1 + grid[0] * grid[1] * grid[2]
         self.embedding = nn.Embedding(codes, dim)
@@ -108,8 +107,13 @@ class Tower(nn.Module):
         return torch.cat([starts[:, None], inside], 1)
 
     def forward(self, codes: Int[Tensor, "b t n"]) -> Float[Tensor, "b tp d"]:
-        """The tokens of some frames, frame by frame."""
-        where = self.where(codes.shape[1])
+        """The tokens of the first frames, frame by frame."""
+        return self.placed(codes, self.where(codes.shape[1]))
+
+    def placed(
+        self, codes: Int[Tensor, "b t n"], where: Float[Tensor, "t places d"]
+    ) -> Float[Tensor, "b tp d"]:
+        """The tokens of some frames, from the positions of their places."""
         starts = where[:, :1].expand(len(codes), -1, -1, -1)
         return torch.cat([starts, self.embedding(codes) + where[:, 1:]], 2).flatten(1, 2)
 

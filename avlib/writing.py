@@ -98,9 +98,7 @@ class Writing:
                 f"Writing: modality_dropout is {plan.modality_dropout}, and a twin decoder writes "
                 "both modalities; leave it out, text_dropout leaves out the text"
             )
-        draws = torch.rand(plan.batch_size, generator=plan.chance("text", step))
-        dropped = draws.chunk(plan.processes)[rank] < self.text_dropout
-        return batch._replace(dropped=dropped)
+        return batch._replace(dropped=plan.draws("text", step, rank) < self.text_dropout)
 
     def outputs(self, model: TwinDecoder, batch: Codes, through: nn.Module) -> tuple[Tensor, ...]:
         """Logits of both, see `TwinDecoder`."""

@@ -2,14 +2,19 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from pathlib import Path
+from statistics import mean
 from typing import Any, Protocol
 
 import torch
 from common import cpu_model, progress
+from torch import nn
+
+from avlib.checkpoint import save_tensors
+from avlib.trained import WEIGHTS
 
 Result = dict[str, Any]  # "run", "seed" and "settings", and what was found
 
@@ -64,6 +69,21 @@ def kept(runs: Mapping[str, Run], path: Path) -> list[Result]:
         for result in before
         if result["run"] in runs and result["settings"] == runs[result["run"]].settings()
     ]
+
+
+def ship(model: nn.Module, name: str, facts: Mapping[str, Any]) -> None:
+    """Put a model's weights beside those that come with avlib, in half precision."""
+    WEIGHTS.mkdir(exist_ok=True)
+    halves = {key: tensor.half() for key, tensor in model.state_dict().items()}
+    save_tensors(WEIGHTS / f"{name}.safetensors", halves, facts)
+
+
+def spread(values: Sequence[float]) -> str:
+    """A mean over seeds, and the lowest and the highest where they differ; a dash for no number."""
+    if values[0] != values[0]:
+        return "–"
+    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    return f"{mean(values):.3f}" + (f" ({low} to {high})" if low != high else "")
 
 
 def _write(found: list[Result], path: Path) -> None:

@@ -9,21 +9,19 @@ missing, or what was made with other settings.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from statistics import mean
 from time import perf_counter
 from typing import Any
 
 import torch
 from common import markdown, publish, taken_on
-from runs import completed
+from runs import completed, ship, spread
 
-from avlib.checkpoint import save_tensors
 from avlib.course import results
 from avlib.course.results import RESULTS
 from avlib.evaluation import evaluate
 from avlib.masks import Visibility
 from avlib.objective import Objective
-from avlib.trained import WEIGHTS, small_zorro
+from avlib.trained import small_zorro
 from avlib.training import train
 from avlib.world import LABELS, World
 
@@ -113,10 +111,8 @@ def result_of(name: str, seed: int) -> dict[str, Any]:
         for left_out in ((None, "audio", "video") if run.weights else (None,))
     }
     if run.weights and seed == SEEDS[0]:
-        WEIGHTS.mkdir(exist_ok=True)
-        halves = {name: tensor.half() for name, tensor in model.state_dict().items()}
         facts = {"objective": asdict(run.objective), "made by": "benchmarks/training.py"}
-        save_tensors(WEIGHTS / f"{run.weights}.safetensors", halves, facts)
+        ship(model, run.weights, facts)
     curve = history[run.curve].unflatten(0, (POINTS, -1)).mean(1)
     return {
         "run": name,
@@ -149,13 +145,7 @@ def table(runs: list[dict[str, Any]], clips: str = "all") -> str:
     found = cells(runs, clips)
     readouts, labels = runs[0]["readouts"], runs[0]["labels"]
 
-    def shown(values: list[float]) -> str:
-        if values[0] != values[0]:
-            return "–"
-        low, high = f"{min(values):.3f}", f"{max(values):.3f}"
-        return f"{mean(values):.3f}" + (f" ({low} to {high})" if low != high else "")
-
-    rows = [[label, *(shown(found[readout, label]) for readout in readouts)] for label in labels]
+    rows = [[label, *(spread(found[readout, label]) for readout in readouts)] for label in labels]
     return markdown(["label", *readouts], rows)
 
 

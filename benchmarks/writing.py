@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 from common import markdown, publish, taken_on
-from runs import completed
+from runs import completed, ship, spread
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from avlib import bounce
-from avlib.checkpoint import save_tensors
 from avlib.course.results import WRITING
 from avlib.nuwa import TwinDecoder
-from avlib.trained import WEIGHTS, small_twin
+from avlib.trained import small_twin
 from avlib.training import train
 from avlib.writing import Writing
 
@@ -30,6 +29,7 @@ SEEDS = (0, 1, 2)
 POINTS = 100  # of a curve are kept
 TRAINING = {"steps": 2000, "batch_size": 16, "learning_rate": 2e-3}
 TASK = Writing(text_dropout=0.1)
+WANTED = {"predicted sound on impact": 0.95, "written frames": 0.8}
 CORNER = ((2, 0), (2, 0), (2, 0))  # the window of `nuwa-pytorch` with kernel 3
 
 
@@ -111,8 +111,7 @@ def result_of(name: str, seed: int) -> dict[str, Any]:
     history = train(model, data, TASK, seed=seed, progress=False, **TRAINING)
     seconds = perf_counter() - began
     if run.weights and seed == SEEDS[0]:
-        halves = {name: tensor.half() for name, tensor in model.state_dict().items()}
-        save_tensors(WEIGHTS / "writing.safetensors", halves, {"made by": "benchmarks/writing.py"})
+        ship(model, "writing", {"made by": "benchmarks/writing.py"})
     curve = history.losses.unflatten(0, (POINTS, -1)).mean(1)
     return {
         "run": name,
@@ -178,15 +177,6 @@ temperature 1
     ]
     text += markdown(["", *bounce.DIRECTIONS], rows)
     yield text
-
-
-WANTED = {"predicted sound on impact": 0.95, "written frames": 0.8}
-
-
-def spread(values: list[float]) -> str:
-    """A mean, and the lowest and the highest where they differ."""
-    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
-    return f"{mean(values):.3f}" + (f" ({low} to {high})" if low != high else "")
 
 
 if __name__ == "__main__":

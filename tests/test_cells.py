@@ -2,11 +2,11 @@
 
 import io
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from drawn import closed, words  # noqa: F401
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -20,16 +20,8 @@ from avlib.plots.places import BETWEEN, Places
 from avlib.plots.style import colours
 from avlib.reach import Reach
 
-mpl.use("agg")
-
 LAYOUT = {"audio": (2, 3), "video": (2, 2, 2), "fusion": 3}
 N = 17
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def rgb(shade):
@@ -182,7 +174,7 @@ def test_bands_names_and_legend_tell_the_groups_on_both_sides():
         ["A audio", "V video", "F fusion"],
         ["A audio", "V video", "F fusion", "G global"],
     )
-    assert [text.get_text() for text in ax.texts] == [*across, *down]
+    assert words(ax) == [*across, *down]
     legend = ax.get_legend()
     assert [text.get_text() for text in legend.get_texts()] == [*across, "hidden"]
     boxes = [patch.get_facecolor()[:3] for patch in legend.get_patches()]
@@ -224,7 +216,7 @@ def test_batch_and_head_choose_the_mask():
 
 def test_rules_alone_are_a_table_with_letters():
     ax = draw(zorro_trunk("audio", "video"), title="Zorro")
-    assert [text.get_text() for text in ax.texts] == ["A", "", "", "", "V", "", "A", "V", "F"]
+    assert words(ax) == ["A", "", "", "", "V", "", "A", "V", "F"]
     assert ax.get_title() == "Zorro"
 
 
@@ -233,8 +225,7 @@ def test_influence_is_a_table_with_its_leaks_framed():
     gradient = torch.tensor([[2.0, 0.001], [0.0, 12.0]]).double()
     no = torch.zeros(2, 2).bool()
     ax = draw(Influence(("audio", "video"), ("audio", "video"), gradient, no, no, rules))
-    words = [text.get_text() for text in ax.texts]
-    assert words == ["2", "0.001", "0", "12", "LEAK"]
+    assert words(ax) == ["2", "0.001", "0", "12", "LEAK"]
     assert ax.texts[4].get_position() == pytest.approx((1, 0.3))
     assert ax.patches[-1].get_edgecolor()[:3] == to_rgb(FOCUS)
 

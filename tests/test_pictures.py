@@ -9,19 +9,12 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from drawn import closed, words  # noqa: F401
 from PIL import Image
 
 from avlib import explore, plots, widgets
 from avlib.memory import KINDS, MemoryUse
 from avlib.widgets import KEPT, LivePicture, PictureSliders
-
-mpl.use("agg")
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def use(peak):
@@ -30,10 +23,6 @@ def use(peak):
     timeline["parameters"] += peak // 4
     timeline["activations"][1] = peak - peak // 4
     return MemoryUse(timeline, ("before", "forward", "backward"), ("", "mm", "mm"))
-
-
-def words(ax):
-    return [text.get_text() for text in ax.texts]
 
 
 def test_the_timeline_names_its_peak():
@@ -136,9 +125,9 @@ def test_several_pictures_lie_below_each_other_and_a_note_below_them():
 def test_what_is_said_cannot_become_a_part_of_the_page():
     name = "<img src=x onerror=alert(1)> & <b>"
     sliders = PictureSliders({"x": [0, 1]}, lambda x: (png("red"), f"At {name}.", f"Note {name}."))
-    for widget, words in ((sliders.sentence, f"At {name}."), (sliders.note, f"Note {name}.")):
+    for widget, text in ((sliders.sentence, f"At {name}."), (sliders.note, f"Note {name}.")):
         assert "<img" not in widget.value
-        assert shown(widget) == words
+        assert shown(widget) == text
     assert name in sliders._repr_mimebundle_()["text/plain"]
     assert name in shown(explore(torch.ones(2, 2).bool(), {name: 2}).sentence)
 

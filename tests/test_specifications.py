@@ -3,11 +3,10 @@
 import re
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
+from drawn import closed, words  # noqa: F401
 from test_course import EXERCISES, solution
 
 from avlib import Mask, plots
@@ -15,14 +14,6 @@ from avlib.course import fusion, mask_gallery, memory, patchify, reversible, tra
 from avlib.world import World
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-
-mpl.use("agg")
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def asked(name):
@@ -110,10 +101,6 @@ def test_the_label_in_the_text_is_xor():
     first = (factors["tone"] ^ factors["motion"])[:8].tolist()
     assert f"`xor`: {', '.join(map(str, first))} for the eight" in asked("my_label")
     assert "xor under another name" in training.my_label.judge(lambda f: f["tone"] ^ f["motion"])
-
-
-def words(ax):
-    return [text.get_text() for text in ax.texts]
 
 
 def test_the_patches_in_the_picture_are_the_solution():

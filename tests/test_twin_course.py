@@ -1,23 +1,13 @@
 """What notebook 08 draws and asks: codes, masks, a scene, and a training that is watched."""
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
+from drawn import closed, words  # noqa: F401
 from torch.utils.data import TensorDataset
 
 from avlib import Writing, bounce, plots, small_twin, train, trained_twin
 from avlib.course import results, twin_decoder
 from avlib.course.twin_decoder import IMPACT, every_change, scene, silence, whole_mask
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    plt.close("all")
-
-
-def words(ax):
-    return [text.get_text() for text in ax.texts]
 
 
 def test_codes_are_drawn_with_letters_and_sounds_in_words():

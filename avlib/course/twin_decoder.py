@@ -14,11 +14,11 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from avlib import bounce, plots
-from avlib.coupling import step
 from avlib.course import results
 from avlib.course.exercise import Exercise, Mistake
 from avlib.nuwa import TwinDecoder
 from avlib.plots.style import ink_on
+from avlib.reversible import ReversibleSequence
 from avlib.token_masks import Mask, as_mask
 from avlib.trained import trained_twin
 from avlib.widgets import LivePicture
@@ -610,10 +610,10 @@ def whole_mask(model: TwinDecoder, words: int) -> Mask:
         model: with attention between the towers.
         words: of the text.
     """
-    video, audio = (model.masks[name, name][0].dense() for name in ("video", "audio"))
-    film_reads, sound_reads = (
-        model.masks[pair][0].dense()[:, 1:] for pair in (("video", "audio"), ("audio", "video"))
-    )
+    masks = {pair: kinds[0].dense() for pair, kinds in model.masks.items()}
+    video, audio = masks["video", "video"], masks["audio", "audio"]
+    # Without the learned key, which is always there.
+    film_reads, sound_reads = masks["video", "audio"][:, 1:], masks["audio", "video"][:, 1:]
     text = torch.ones(words, words, dtype=torch.bool)
     rows = [
         torch.cat([text, text.new_zeros(words, len(video) + len(audio))], 1),
@@ -657,14 +657,14 @@ def one_block(model: TwinDecoder, kind: str) -> Callable[..., dict[str, Tensor]]
         kind: a name from `BLOCK_TYPES`.
     """
     block = model.towers.sequence.blocks[model.towers.block_types.index(kind)]
+    alone = ReversibleSequence([block])
 
     def run(text: Tensor, video: Tensor, audio: Tensor) -> dict[str, Tensor]:
-        streams = {"x1": video, "x2": video, "m1": audio, "m2": audio}
+        halves = {"x1": video, "x2": video, "m1": audio, "m2": audio}
         names = "context_mask", "video_mask", "audio_mask"
         inputs: dict[str, Tensor | None] = {"context": text, **dict.fromkeys(names)}
-        for coupling in block:
-            streams = step(coupling, streams, inputs, None)
-        return {"video": streams["x1"] + streams["x2"], "audio": streams["m1"] + streams["m2"]}
+        out = alone(halves, inputs, reverse=False)
+        return {"video": out["x1"] + out["x2"], "audio": out["m1"] + out["m2"]}
 
     return run
 
